@@ -1,0 +1,1 @@
+//! Gets, builds, starts and keeps an engine.

@@ -1,0 +1,3 @@
+//! Gets, builds, starts and keeps an engine.
+
+fn main() {}

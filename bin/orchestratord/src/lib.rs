@@ -1,0 +1,1 @@
+//! The control plane: takes tasks, decides where they run, streams answers.

@@ -1,0 +1,3 @@
+//! The control plane: takes tasks, decides where they run, streams answers.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Dialects: what clients and engines speak, read and answered.

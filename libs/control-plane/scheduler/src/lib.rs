@@ -1,0 +1,1 @@
+//! Admission, placement and the life of a task: a pure state machine.

@@ -1,0 +1,1 @@
+//! Which nodes are alive and what they offer: a pure state machine.

@@ -1,0 +1,1 @@
+//! Tasks, keys and the model catalog on disk.

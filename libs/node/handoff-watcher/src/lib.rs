@@ -1,0 +1,1 @@
+//! Watches the directory in which engines announce themselves.

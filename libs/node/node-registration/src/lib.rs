@@ -1,0 +1,1 @@
+//! Keeps a node known to its control planes.

@@ -1,0 +1,1 @@
+//! Child processes that never outlive their purpose: the one crate with unsafe code.

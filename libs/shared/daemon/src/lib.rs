@@ -1,0 +1,1 @@
+//! What every Remuda process shares: configuration, telemetry, TLS, shutdown.

@@ -1,0 +1,93 @@
+//! The events of a task: what `GET /v2/tasks/{id}/events` streams.
+
+use pool_registry_types::{NodeId, PoolId, ReplicaId};
+use serde::{Deserialize, Serialize};
+
+use crate::ErrorCode;
+
+/// One event. On the wire the SSE `event:` is the variant's name, `data:` the rest as JSON, `id:` counts from 1.
+///
+/// Exactly one of [`Event::End`] and [`Event::Error`] comes, and it comes last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(tag = "event", content = "data", rename_all = "snake_case")]
+pub enum Event {
+    /// The task waits.
+    Queued {
+        /// How many tasks of its queue go before it.
+        position: u32,
+        /// When it will probably start, in milliseconds from now; computed from the pool's recent pace.
+        estimated_start_ms: u64,
+    },
+    /// The task runs. Comes again when it had to start over elsewhere before it had sent anything.
+    Started {
+        /// The pool that runs it.
+        pool_id: PoolId,
+        /// The replica that runs it.
+        replica_id: ReplicaId,
+        /// The node that runs it.
+        node_id: NodeId,
+    },
+    /// A piece of the answer.
+    Token {
+        /// The text.
+        t: String,
+        /// Counts from 0.
+        i: u32,
+    },
+    /// The whole answer of a workload that is not text: embeddings, a ranking.
+    Output {
+        /// The engine's answer as it came.
+        value: serde_json::Value,
+    },
+    /// Figures on the way.
+    Metrics(Usage),
+    /// The task is complete.
+    End(Usage),
+    /// The task has failed, was cancelled, or ran out of time.
+    Error {
+        /// For programs.
+        code: ErrorCode,
+        /// For people.
+        message: String,
+        /// Whether the same request may succeed later.
+        retriable: bool,
+        /// When to try again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+    },
+}
+
+impl Event {
+    /// The SSE event name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Queued { .. } => "queued",
+            Self::Started { .. } => "started",
+            Self::Token { .. } => "token",
+            Self::Output { .. } => "output",
+            Self::Metrics(_) => "metrics",
+            Self::End(_) => "end",
+            Self::Error { .. } => "error",
+        }
+    }
+
+    /// Whether no event comes after this one.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::End(_) | Self::Error { .. })
+    }
+}
+
+/// What a task used and how long each part took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Usage {
+    /// Tokens read.
+    pub tokens_in: u64,
+    /// Tokens generated.
+    pub tokens_out: u64,
+    /// From arrival to the slot, in milliseconds.
+    pub queue_ms: u64,
+    /// From arrival to the first byte of the answer, in milliseconds.
+    pub first_token_ms: u64,
+    /// From the first byte of the answer to its end, in milliseconds.
+    pub decode_ms: u64,
+}

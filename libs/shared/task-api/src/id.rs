@@ -1,0 +1,83 @@
+//! Identifiers of tasks and sessions. A client may choose them; otherwise they are new UUIDs (version 7, RFC 9562).
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest task or session id, in bytes.
+pub const CLIENT_ID_LEN_MAX: usize = 128;
+
+/// Why a text is no task or session id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must have 1 to {CLIENT_ID_LEN_MAX} characters of A-Z a-z 0-9 . _ : -")]
+pub struct TaskIdError;
+
+fn check(text: &str) -> Result<(), TaskIdError> {
+    let fits = (1..=CLIENT_ID_LEN_MAX).contains(&text.len());
+    let clean = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'));
+    if fits && clean { Ok(()) } else { Err(TaskIdError) }
+}
+
+macro_rules! client_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+        #[serde(try_from = "String", into = "String")]
+        #[schema(value_type = String, min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]{1,128}$")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Checks a client's text.
+            pub fn new(text: impl AsRef<str>) -> Result<Self, TaskIdError> {
+                check(text.as_ref())?;
+                Ok(Self(Arc::from(text.as_ref())))
+            }
+
+            /// A new id that nobody has.
+            pub fn generate() -> Self {
+                let mut buffer = uuid::Uuid::encode_buffer();
+                Self(Arc::from(&*uuid::Uuid::now_v7().hyphenated().encode_lower(&mut buffer)))
+            }
+
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = TaskIdError;
+            fn try_from(text: String) -> Result<Self, TaskIdError> {
+                Self::new(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.0.as_ref().to_owned()
+            }
+        }
+    };
+}
+
+client_id! {
+    /// A task.
+    TaskId
+}
+client_id! {
+    /// Tasks that belong together and profit from the same replica's warm cache.
+    SessionId
+}

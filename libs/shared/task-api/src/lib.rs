@@ -1,0 +1,19 @@
+//! What a client and a control plane say to each other on `/v2/tasks`: the request, the task as it stands, its
+//! events, and the errors that every part of the API shares.
+//!
+//! Wire types only. What a client sends is parsed here into types that cannot be wrong; unknown fields are errors.
+
+mod error;
+mod event;
+mod id;
+mod request;
+mod view;
+
+pub use error::{ApiError, ErrorBody, ErrorCode};
+pub use event::{Event, Usage};
+pub use id::{SessionId, TaskId, TaskIdError};
+pub use request::{PlacementMode, PlacementRequest, Priority, TaskRequest, Workload};
+pub use view::{PlacementDecision, TaskAccepted, TaskLinks, TaskList, TaskState, TaskView};
+
+/// Request and response header that names one request through every log, event and trace.
+pub const CORRELATION_HEADER: &str = "x-correlation-id";

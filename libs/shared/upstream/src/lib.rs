@@ -1,0 +1,1 @@
+//! Pooled HTTP connections to engines and nodes.

@@ -1,3 +1,41 @@
-//! Everything a developer runs.
+//! Everything a developer runs. `cargo xtask verify` is the one command that decides whether a change may land.
 
-fn main() {}
+mod demo_model;
+mod verify;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Everything a developer runs
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check everything that CI checks, in the same order
+    Verify(verify::Verify),
+    DemoModel(demo_model::DemoModel),
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Verify(arguments) => arguments.run(),
+        Command::DemoModel(arguments) => arguments.run(),
+    }
+}

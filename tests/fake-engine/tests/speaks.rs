@@ -1,5 +1,10 @@
 //! The stand-in keeps what it says: tests of tests' own ground.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot set up its ground has failed"
+)]
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};

@@ -1,0 +1,92 @@
+//! Exit codes, and the one place that turns an error into one.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use crate::config::ConfigError;
+use crate::listen::{ListenError, OpenBindRefused};
+use crate::tls::TlsError;
+
+/// Done.
+pub const OK: u8 = 0;
+/// It did not work.
+pub const FAILURE: u8 = 1;
+/// Wrong command line or settings.
+pub const USAGE: u8 = 64;
+/// What is needed is not there: the other side, the port.
+pub const UNAVAILABLE: u8 = 69;
+/// A fault in Remuda itself.
+pub const INTERNAL: u8 = 70;
+/// Interrupted before it could finish, by a second signal or at the end of the drain's deadline.
+pub const INTERRUPTED: u8 = 130;
+
+/// Runs a daemon's body, prints its error once with all causes, and gives the exit code.
+pub fn run(body: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
+    match body() {
+        Ok(()) => ExitCode::from(OK),
+        Err(error) => {
+            report(&*error);
+            ExitCode::from(code_of(&*error))
+        }
+    }
+}
+
+/// The exit code for an error: that of the first cause that has one, else 1.
+pub fn code_of(error: &(dyn Error + 'static)) -> u8 {
+    causes(error)
+        .find_map(|cause| {
+            if let Some(config) = cause.downcast_ref::<ConfigError>() {
+                Some(config.exit_code())
+            } else if cause.is::<OpenBindRefused>() || cause.is::<TlsError>() {
+                Some(USAGE)
+            } else if cause.is::<ListenError>() {
+                Some(UNAVAILABLE)
+            } else {
+                cause.downcast_ref::<Ended>().map(|ended| ended.code)
+            }
+        })
+        .unwrap_or(FAILURE)
+}
+
+/// An error that carries its own exit code.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Ended {
+    /// One of this module's codes.
+    pub code: u8,
+    /// For people.
+    pub text: String,
+}
+
+/// The error and its causes in one line: `cannot start: cannot listen: ...`.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = String::new();
+    for cause in causes(error) {
+        let layer = cause.to_string();
+        // Some crates repeat their cause in their own text.
+        if text.ends_with(&layer) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&layer);
+    }
+    text
+}
+
+#[expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the last words of a process"
+)]
+fn report(error: &(dyn Error + 'static)) {
+    match error.downcast_ref::<ConfigError>() {
+        Some(config) if config.is_help() => println!("{config}"),
+        _ => eprintln!("error: {}", chain(error)),
+    }
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |cause: &&'a (dyn Error + 'static)| (*cause).source())
+}

@@ -1,0 +1,114 @@
+//! What a failed handshake means, in words of this house.
+
+use std::error::Error;
+use std::io;
+
+use rustls::{AlertDescription, CertificateError};
+use rustls_pki_types::UnixTime;
+
+/// What the two sides are called: `Sides { us: "control plane", them: "node" }`.
+#[derive(Debug, Clone, Copy)]
+pub struct Sides<'a> {
+    /// This process.
+    pub us: &'a str,
+    /// The one at the other end.
+    pub them: &'a str,
+}
+
+/// Why TLS came to nothing, from whatever error it surfaced in: which side refused whose certificate, and why. Nothing
+/// when the error is not about TLS.
+///
+/// In TLS 1.3 a client learns only with its first read that its certificate was refused, so errors of an established
+/// connection are worth explaining, too.
+pub fn explain(error: &(dyn Error + 'static), sides: Sides<'_>) -> Option<String> {
+    let error = find(error)?;
+    let Sides { us, them } = sides;
+    Some(match error {
+        rustls::Error::InvalidCertificate(reason) => {
+            format!(
+                "this {us} refused the {them}'s certificate: it {}",
+                refused_here(reason)
+            )
+        }
+        rustls::Error::NoCertificatesPresented => {
+            format!("this {us} refused the {them}: it showed no certificate, and one of our CA is required")
+        }
+        rustls::Error::AlertReceived(alert) => refused_there(*alert, sides),
+        rustls::Error::InvalidMessage(_) => {
+            format!("the {them} does not speak TLS on this port; is its address http:// or https://?")
+        }
+        other => format!("TLS between this {us} and the {them} failed: {other}"),
+    })
+}
+
+/// The TLS error somewhere in the chain. An `io::Error` hides what it holds from `source()`, so look inside.
+fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(current) = next {
+        if let Some(found) = current.downcast_ref::<rustls::Error>() {
+            return Some(found);
+        }
+        let inner = current.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = match inner {
+            Some(inner) => Some(inner),
+            None => current.source(),
+        };
+    }
+    None
+}
+
+fn refused_here(reason: &CertificateError) -> String {
+    match reason {
+        CertificateError::Expired => "has expired".to_owned(),
+        CertificateError::ExpiredContext { not_after, .. } => format!("expired on {}", day(*not_after)),
+        CertificateError::NotValidYet => "is not valid yet; is the clock right?".to_owned(),
+        CertificateError::NotValidYetContext { not_before, .. } => {
+            format!("is not valid before {}; is the clock right?", day(*not_before))
+        }
+        CertificateError::UnknownIssuer => "was issued by a CA that is not ours".to_owned(),
+        CertificateError::BadSignature => "has a signature that is not our CA's".to_owned(),
+        CertificateError::NotValidForName => "is for another host name".to_owned(),
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            format!(
+                "is for {}, and not for {}",
+                presented.join(", "),
+                expected.to_str()
+            )
+        }
+        CertificateError::Revoked => "was revoked".to_owned(),
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "was not issued for this use".to_owned()
+        }
+        other => format!("cannot be used ({other})"),
+    }
+}
+
+fn refused_there(alert: AlertDescription, sides: Sides<'_>) -> String {
+    let Sides { us, them } = sides;
+    let reason = match alert {
+        AlertDescription::CertificateExpired => "it has expired or is not valid yet",
+        AlertDescription::UnknownCA => "it was issued by a CA that the other side does not know",
+        AlertDescription::CertificateRequired => {
+            return format!(
+                "the {them} refused this {us}: it showed no certificate, and the {them} requires one"
+            );
+        }
+        AlertDescription::BadCertificate => "it is for another host name, or damaged",
+        AlertDescription::CertificateRevoked => "it was revoked",
+        AlertDescription::UnsupportedCertificate => "it was not issued for this use",
+        AlertDescription::CertificateUnknown => "it cannot be used",
+        AlertDescription::DecryptError => "its signature is not that of the other side's CA",
+        other => return format!("the {them} refused the TLS connection of this {us} ({other:?})"),
+    };
+    format!("the {them} refused this {us}'s certificate: {reason}")
+}
+
+fn day(time: UnixTime) -> String {
+    i64::try_from(time.as_secs())
+        .ok()
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
+        .map_or_else(
+            || "an unknown day".to_owned(),
+            |time| time.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+        )
+}

@@ -44,6 +44,8 @@ pub(crate) struct Lines {
 pub(crate) struct Line<'l> {
     /// Its bytes; the first `line_len_max` of them when it is longer.
     pub(crate) bytes: &'l [u8],
+    /// Where in the chunk the next line begins.
+    pub(crate) next: usize,
 }
 
 impl Lines {
@@ -57,42 +59,45 @@ impl Lines {
 
     /// Calls `line` for each line that `chunk` completes. What comes after the last of them is kept.
     #[inline]
-    pub(crate) fn feed(&mut self, mut chunk: &[u8], mut line: impl FnMut(Line<'_>)) {
+    pub(crate) fn feed(&mut self, chunk: &[u8], mut line: impl FnMut(Line<'_>)) {
+        let mut from = 0;
         if self.after_return && !chunk.is_empty() {
             self.after_return = false;
-            chunk = chunk.strip_prefix(b"\n").unwrap_or(chunk);
+            from = usize::from(chunk[0] == b'\n');
         }
-        while let Some(end) = memchr2(b'\n', b'\r', chunk) {
-            let (head, tail) = (&chunk[..end], &chunk[end + 1..]);
+        while let Some(len) = memchr2(b'\n', b'\r', &chunk[from..]) {
+            let end = from + len;
+            let next = match (chunk[end], chunk.get(end + 1)) {
+                (b'\r', Some(b'\n')) => end + 2,
+                _ => end + 1,
+            };
+            self.after_return = chunk[end] == b'\r' && next == chunk.len() && next == end + 1;
+            let head = &chunk[from..end];
             if self.rest.is_empty() {
                 line(Line {
                     bytes: self.without_mark(head),
+                    next,
                 });
             } else {
                 self.keep(head);
                 let rest = std::mem::take(&mut self.rest);
                 line(Line {
                     bytes: self.without_mark(&rest),
+                    next,
                 });
                 self.reuse(rest);
             }
             self.begun = true;
-            chunk = match (chunk[end], tail) {
-                (b'\r', [b'\n', tail @ ..]) => tail,
-                (b'\r', []) => {
-                    self.after_return = true;
-                    tail
-                }
-                _ => tail,
-            };
+            from = next;
         }
-        self.keep(chunk);
+        self.keep(&chunk[from..]);
     }
 
     /// The line that the stream ended in, if it ended in one.
     pub(crate) fn unfinished(&self) -> Option<Line<'_>> {
         (!self.rest.is_empty()).then(|| Line {
             bytes: self.without_mark(&self.rest),
+            next: 0,
         })
     }
 

@@ -1,0 +1,429 @@
+//! Watching a stream that is passed on as it comes.
+//!
+//! ```text
+//! chunk ──▶ client            (untouched)
+//!   └─────▶ StreamWatch ──▶ did the dialect's own end come? an error? what did it cost?
+//! ```
+//!
+//! This is on the way of every streamed chunk, so it searches for the few places that matter and reads only those
+//! (some tens of nanoseconds a chunk), where a parser would read all of it. A text inside a chunk cannot be taken for
+//! one of those places: in JSON its quotes have backslashes.
+//!
+//! Usage. Where the engine tells (`usage`, or llama.cpp's `timings`, which its last chunk has even when nobody asked
+//! for usage), that counts. Where it does not, every chunk with content counts as one token, which is what llama.cpp
+//! and vLLM send.
+
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+use pool_registry_types::Dialect;
+use task_api::ApiError;
+
+use crate::error::engine_error;
+use crate::json::{JsonError, Kind, Scanner};
+use crate::sse::{Field, Lines};
+
+/// How much of a line is looked at, in bytes. The longest lines are the last events of `/v1/responses`, which repeat
+/// the whole answer; the usage of a longer one is not found, and the tokens counted on the way stand in for it.
+const LINE_WATCHED_MAX: usize = 256 * 1024;
+
+/// Errors in a stream have no status of their own.
+const STATUS_IN_STREAM: u16 = 502;
+
+/// Tokens, as the engine told them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TokenUsage {
+    /// Tokens read, those from a cache included.
+    pub tokens_in: Option<u64>,
+    /// Tokens generated.
+    pub tokens_out: Option<u64>,
+}
+
+impl TokenUsage {
+    /// What `newer` says, and where it says nothing, this.
+    #[must_use]
+    pub(crate) fn updated_by(self, newer: Self) -> Self {
+        Self {
+            tokens_in: newer.tokens_in.or(self.tokens_in),
+            tokens_out: newer.tokens_out.or(self.tokens_out),
+        }
+    }
+}
+
+/// How a stream ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// With the dialect's own end.
+    Complete,
+    /// With an error event of the engine; the client has it.
+    Error(ApiError),
+    /// Without either: the engine or something before it went away. The client has to be told.
+    Cut {
+        /// The client has the beginning of an event whose end never came.
+        mid_event: bool,
+    },
+}
+
+/// Watches one stream.
+#[derive(Debug)]
+pub struct StreamWatch {
+    dialect: Dialect,
+    lines: Lines,
+    /// What the `event` field of the event at hand says.
+    event: EventKind,
+    /// Whether a field of an event has come whose end has not.
+    in_event: bool,
+    has_data: bool,
+    has_ended: bool,
+    error: Option<ApiError>,
+    /// Chunks with content so far.
+    contents: u64,
+    usage: TokenUsage,
+}
+
+/// What an event is for, in the dialects that say so (`/v1/responses`, `/v1/messages`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EventKind {
+    /// It does not say.
+    Unnamed,
+    Content,
+    /// Nothing to see but perhaps usage.
+    Usage,
+    End,
+    Error,
+    Other,
+}
+
+impl EventKind {
+    fn of(name: &[u8]) -> Self {
+        match name {
+            b"" => Self::Unnamed,
+            b"error" | b"response.failed" => Self::Error,
+            b"message_stop" | b"response.completed" | b"response.incomplete" => Self::End,
+            b"message_start" | b"message_delta" => Self::Usage,
+            b"content_block_delta" => Self::Content,
+            _ if name.starts_with(b"response.") && name.ends_with(b".delta") => Self::Content,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl StreamWatch {
+    /// Watches a stream of `dialect` from its beginning.
+    pub fn new(dialect: Dialect) -> Self {
+        Self {
+            dialect,
+            lines: Lines::new(LINE_WATCHED_MAX),
+            event: EventKind::Unnamed,
+            in_event: false,
+            has_data: false,
+            has_ended: false,
+            error: None,
+            contents: 0,
+            usage: TokenUsage::default(),
+        }
+    }
+
+    /// Looks at a chunk. Gives how many of its bytes belong to complete events: who holds the rest back until its end
+    /// comes never sends a client half an event.
+    pub fn feed(&mut self, chunk: &[u8]) -> usize {
+        let mut complete_len = 0;
+        let mut lines = std::mem::take(&mut self.lines);
+        lines.feed(chunk, |line| {
+            self.line(line.bytes);
+            if !self.in_event {
+                complete_len = line.next;
+            }
+        });
+        self.lines = lines;
+        complete_len
+    }
+
+    /// Whether anything that a client would take for an answer has come: data, and not only comments.
+    pub fn has_data(&self) -> bool {
+        self.has_data
+    }
+
+    /// Whether the dialect's own end, or an error event, has come; nothing that follows matters.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended || self.error.is_some()
+    }
+
+    /// How many chunks with content have come.
+    pub fn contents(&self) -> u64 {
+        self.contents
+    }
+
+    /// What was used, as far as is known by now: what the engine told, else the chunks counted.
+    pub fn usage(&self) -> TokenUsage {
+        TokenUsage {
+            tokens_out: self.usage.tokens_out.or(Some(self.contents)),
+            ..self.usage
+        }
+    }
+
+    /// The body has ended: how?
+    pub fn finish(&mut self) -> StreamEnd {
+        // Some servers close the connection instead of writing the last line's end.
+        let mid_event = self.in_event || self.lines.unfinished().is_some();
+        let lines = std::mem::take(&mut self.lines);
+        if let Some(line) = lines.unfinished() {
+            self.line(line.bytes);
+        }
+        match self.error.take() {
+            Some(error) => StreamEnd::Error(error),
+            None if self.has_ended => StreamEnd::Complete,
+            None => StreamEnd::Cut { mid_event },
+        }
+    }
+
+    #[inline]
+    fn line(&mut self, line: &[u8]) {
+        match Field::read(line) {
+            Field::Data(data) => {
+                self.in_event = true;
+                self.has_data = true;
+                match self.dialect {
+                    Dialect::Messages | Dialect::CountTokens | Dialect::Responses => self.typed(data),
+                    Dialect::ChatCompletions
+                    | Dialect::Completions
+                    | Dialect::Embeddings
+                    | Dialect::Rerank => self.untyped(data),
+                }
+            }
+            Field::Event(name) => {
+                self.in_event = true;
+                self.event = EventKind::of(name);
+            }
+            Field::Id(_) => self.in_event = true,
+            Field::Dispatch => {
+                self.in_event = false;
+                self.event = EventKind::Unnamed;
+            }
+            Field::Other => {}
+        }
+    }
+
+    /// A chunk of chat or completions.
+    fn untyped(&mut self, data: &[u8]) {
+        if data == b"[DONE]" {
+            self.has_ended = true;
+            return;
+        }
+        let needles = &*NEEDLES;
+        if self.event == EventKind::Error || needles.error.find(data).is_some() {
+            self.look_for_error(data);
+        }
+        let has_content = if self.dialect == Dialect::Completions {
+            needles
+                .text
+                .find(data)
+                .is_some_and(|at| begins_text(&data[at + needles.text.needle().len()..]))
+        } else {
+            needles
+                .delta
+                .find(data)
+                .is_some_and(|at| has_content(&data[at + needles.delta.needle().len()..]))
+        };
+        self.contents += u64::from(has_content);
+        if needles
+            .usage
+            .find(data)
+            .is_some_and(|at| begins_object(&data[at + needles.usage.needle().len()..]))
+            || needles.timings.find(data).is_some()
+        {
+            self.usage = self.usage.updated_by(usage_of(data));
+        }
+    }
+
+    /// An event of a dialect whose events have types.
+    fn typed(&mut self, data: &[u8]) {
+        let kind = match self.event {
+            EventKind::Unnamed => type_of(data),
+            named => named,
+        };
+        match kind {
+            EventKind::Content => self.contents += 1,
+            EventKind::Usage => self.usage = self.usage.updated_by(usage_of(data)),
+            EventKind::End => {
+                self.usage = self.usage.updated_by(usage_of(data));
+                self.has_ended = true;
+            }
+            EventKind::Error => self.fail(data),
+            EventKind::Unnamed => self.look_for_error(data),
+            EventKind::Other => {}
+        }
+    }
+
+    fn look_for_error(&mut self, data: &[u8]) {
+        if self.event == EventKind::Error || is_error(data) {
+            self.fail(data);
+        }
+    }
+
+    fn fail(&mut self, data: &[u8]) {
+        if self.error.is_none() {
+            self.error = Some(engine_error(STATUS_IN_STREAM, data));
+        }
+    }
+}
+
+/// What is searched for, made ready once.
+struct Needles {
+    error: Finder<'static>,
+    delta: Finder<'static>,
+    text: Finder<'static>,
+    usage: Finder<'static>,
+    timings: Finder<'static>,
+}
+
+static NEEDLES: LazyLock<Needles> = LazyLock::new(|| Needles {
+    // Finds `"error":` and `"object":"error"`.
+    error: Finder::new(b"error\""),
+    delta: Finder::new(b"\"delta\":"),
+    text: Finder::new(b"\"text\":"),
+    usage: Finder::new(b"\"usage\":"),
+    timings: Finder::new(b"\"timings\":"),
+});
+
+fn trimmed(bytes: &[u8]) -> &[u8] {
+    bytes.trim_ascii_start()
+}
+
+fn begins_object(bytes: &[u8]) -> bool {
+    trimmed(bytes).starts_with(b"{")
+}
+
+/// Whether a string that is not empty begins here.
+fn begins_text(bytes: &[u8]) -> bool {
+    matches!(trimmed(bytes), [b'"', next, ..] if *next != b'"')
+}
+
+/// Whether the delta that begins here has content: text, reasoning, or a piece of a tool call.
+fn has_content(bytes: &[u8]) -> bool {
+    let delta = trimmed(bytes);
+    if let Some(text) = delta.strip_prefix(b"{\"content\":") {
+        if begins_text(text) {
+            return true;
+        }
+    } else if delta.starts_with(b"{}") {
+        return false;
+    }
+    let mut found = false;
+    let mut scanner = Scanner::new(text_of(delta));
+    let walked: Result<(), JsonError> = scanner.object(|scanner, key| {
+        let counts = matches!(
+            &*key.decode(),
+            "content" | "reasoning_content" | "reasoning" | "refusal" | "tool_calls"
+        );
+        let value = scanner.raw()?;
+        found |= counts && !matches!(value, "null" | "\"\"" | "[]");
+        Ok(())
+    });
+    walked.is_ok() && found
+}
+
+fn text_of(data: &[u8]) -> &str {
+    std::str::from_utf8(data).unwrap_or_default()
+}
+
+/// The `type` of an event that has no `event` field; [`EventKind::Unnamed`] when that has none either.
+fn type_of(data: &[u8]) -> EventKind {
+    if let Some(name) = data.strip_prefix(b"{\"type\":\"") {
+        let end = memchr::memchr(b'"', name).unwrap_or(name.len());
+        return EventKind::of(&name[..end]);
+    }
+    let mut kind = EventKind::Unnamed;
+    each_member(data, |key, value| {
+        if key == "type" {
+            kind = EventKind::of(value.trim_matches('"').as_bytes());
+        }
+    });
+    kind
+}
+
+/// Whether an event without a type is an error: `error` is there and not null, or `object` says so.
+fn is_error(data: &[u8]) -> bool {
+    let mut found = false;
+    each_member(data, |key, value| {
+        found |= (key == "error" && value != "null") || (key == "object" && value == "\"error\"");
+    });
+    found
+}
+
+fn each_member(data: &[u8], mut member: impl FnMut(&str, &str)) {
+    // What cannot be read says nothing.
+    let _: Result<(), JsonError> = Scanner::new(text_of(data)).object(|scanner, key| {
+        let value = scanner.raw()?;
+        member(&key.decode(), value);
+        Ok(())
+    });
+}
+
+/// The usage in an event: at its top, or in the `message` or `response` that it carries.
+pub(crate) fn usage_of(data: &[u8]) -> TokenUsage {
+    let mut found = Found::default();
+    let _: Result<(), JsonError> = found.event(&mut Scanner::new(text_of(data)), 0);
+    found.usage()
+}
+
+/// The usage of a whole answer that was not streamed.
+pub fn usage_of_body(body: &[u8]) -> TokenUsage {
+    usage_of(body)
+}
+
+#[derive(Default)]
+struct Found {
+    usage: TokenUsage,
+    /// Anthropic counts what comes from a cache or goes into it beside `input_tokens`.
+    cached_beside: u64,
+    timed: TokenUsage,
+    timed_cached: u64,
+}
+
+impl Found {
+    fn usage(self) -> TokenUsage {
+        let plus = |tokens: Option<u64>, more: u64| tokens.map(|tokens| tokens.saturating_add(more));
+        let told = TokenUsage {
+            tokens_in: plus(self.usage.tokens_in, self.cached_beside),
+            ..self.usage
+        };
+        let timed = TokenUsage {
+            tokens_in: plus(self.timed.tokens_in, self.timed_cached),
+            ..self.timed
+        };
+        timed.updated_by(told)
+    }
+
+    fn event(&mut self, scanner: &mut Scanner<'_>, depth: u8) -> Result<(), JsonError> {
+        scanner.object(|scanner, key| {
+            if scanner.kind()? != Kind::Object {
+                return scanner.skip(&mut ()).map(|_| ());
+            }
+            match &*key.decode() {
+                "usage" | "timings" => self.figures(scanner),
+                "message" | "response" if depth == 0 => self.event(scanner, depth + 1),
+                _ => scanner.skip(&mut ()).map(|_| ()),
+            }
+        })
+    }
+
+    fn figures(&mut self, scanner: &mut Scanner<'_>) -> Result<(), JsonError> {
+        scanner.object(|scanner, key| {
+            let figure: Option<u64> = scanner.raw()?.parse().ok();
+            let Some(figure) = figure else { return Ok(()) };
+            match &*key.decode() {
+                "prompt_tokens" | "input_tokens" => self.usage.tokens_in = Some(figure),
+                "completion_tokens" | "output_tokens" => self.usage.tokens_out = Some(figure),
+                "cache_read_input_tokens" | "cache_creation_input_tokens" => {
+                    self.cached_beside = self.cached_beside.saturating_add(figure);
+                }
+                "prompt_n" => self.timed.tokens_in = Some(figure),
+                "cache_n" => self.timed_cached = figure,
+                "predicted_n" => self.timed.tokens_out = Some(figure),
+                _ => {}
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,3 +1,29 @@
-//! What people type.
+//! What people type: `remuda run`, `up`, `chat`, and the commands that look after a control plane.
+//!
+//! This crate talks to people. It owns the command line, tables, progress and exit codes; it decides nothing about
+//! tasks, nodes or engines. A command either calls the libraries that the daemons are made of (`run`, `up`, `models`,
+//! `keys`, `certs`), or speaks to a control plane over HTTP as any client does.
 
-fn main() {}
+mod answer;
+mod cli;
+mod client;
+mod commands;
+mod failure;
+mod output;
+mod paths;
+mod progress;
+mod sse;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match cli::parse() {
+        Ok(cli) => cli,
+        Err(exit) => return exit,
+    };
+    daemon::tls::install_provider();
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}

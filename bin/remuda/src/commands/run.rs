@@ -1,0 +1,104 @@
+//! `remuda run`: one question, one answer.
+
+use std::io::{IsTerminal as _, Read as _, Write as _};
+
+use anyhow::{Context as _, Result};
+
+use crate::answer::{self, Message, Question};
+use crate::client::{Client, ControlPlane};
+use crate::commands::interruptible;
+use crate::failure::{Exit, Failure};
+use crate::output::print_json;
+
+/// Ask once: start everything, print the answer, stop everything
+///
+/// Without --url this starts a control plane, a node and an engine, asks, and stops them again. With --url (or
+/// REMUDA_URL) it asks a control plane that runs already.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  remuda run \"3*67\"\n  echo \"3*67\" | remuda run\n  \
+    remuda run --model hf:ORG/REPO/FILE.gguf \"Why is the sky blue?\"\n  \
+    remuda run --url http://gpu1:8080 --api-key KEY --model big \"Why is the sky blue?\""
+)]
+pub(crate) struct Arguments {
+    /// What to ask; words are joined, and without any, standard input is read
+    #[arg(value_name = "PROMPT")]
+    prompt: Vec<String>,
+
+    /// The model: a name, a path, hf:ORG/REPO/FILE or https:... [default: the demo model]
+    #[arg(long)]
+    model: Option<String>,
+
+    /// The most tokens to generate
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+
+    /// Write the answer as one JSON object when it is complete
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    control_plane: ControlPlane,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    let prompt = prompt(&arguments.prompt)?;
+    let client = arguments.control_plane.client()?;
+    interruptible(async {
+        let model = match &arguments.model {
+            Some(model) => model.clone(),
+            None => answer::only_model(&client).await?,
+        };
+        ask(&client, &model, prompt, arguments.max_tokens, arguments.json).await
+    })
+    .await
+}
+
+fn prompt(words: &[String]) -> Result<String> {
+    let prompt = if words.is_empty() {
+        if std::io::stdin().is_terminal() {
+            return Err(Failure::new(Exit::Usage, "there is nothing to ask")
+                .hint("type it: remuda run \"3*67\"")
+                .into());
+        }
+        let mut text = String::new();
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .context("reading standard input")?;
+        text
+    } else {
+        words.join(" ")
+    };
+    if prompt.trim().is_empty() {
+        return Err(Failure::new(Exit::Usage, "there is nothing to ask").into());
+    }
+    Ok(prompt.trim_end_matches('\n').to_owned())
+}
+
+async fn ask(
+    client: &Client,
+    model: &str,
+    prompt: String,
+    max_tokens: Option<u32>,
+    json: bool,
+) -> Result<()> {
+    let messages = [Message::user(prompt)];
+    let question = Question {
+        model,
+        messages: &messages,
+        max_tokens,
+    };
+    let answer = answer::ask(client, &question, |piece| {
+        if !json {
+            anstream::print!("{piece}");
+            // When nobody reads any more, the next print says so too.
+            let _ = std::io::stdout().flush();
+        }
+    })
+    .await?;
+    if json {
+        return print_json(&answer);
+    }
+    anstream::println!();
+    Ok(())
+}

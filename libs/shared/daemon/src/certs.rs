@@ -98,11 +98,18 @@ pub struct Request {
 /// [`CertsError`]; nothing is overwritten without `force`.
 pub fn init(directory: &Path, days: u32, force: bool) -> Result<Written, CertsError> {
     let mut params = CertificateParams::new(Vec::new())?;
-    params.distinguished_name = common_name("Remuda private CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let not_after = set_validity(&mut params, SystemTime::now(), days);
     let key = KeyPair::generate()?;
+    // Two CAs of one name would be taken for each other, and a stranger's certificate for a forged one.
+    let own: String = params
+        .key_identifier(&key)
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    params.distinguished_name = common_name(&format!("Remuda private CA {own}"));
     let certificate = params.self_signed(&key)?;
     create_private_directory(directory)?;
     write_pair(directory, "ca", &certificate.pem(), &key, force, not_after)

@@ -33,7 +33,33 @@ pub struct ListenError {
 /// # Errors
 /// [`ListenError`], whose text says what to do when the port is taken.
 pub fn listen(addr: SocketAddr, share_port: bool) -> Result<StdListener, ListenError> {
-    let open = || -> io::Result<StdListener> {
+    let socket = bind(addr, share_port)?;
+    socket
+        .listen(BACKLOG)
+        .map_err(|source| ListenError { addr, source })?;
+    Ok(socket.into())
+}
+
+/// One listener for each of `workers`, all at the same address; port 0 becomes one port for all.
+///
+/// The kernel would let another process of the same user share the port and quietly take part of the connections, so
+/// the first bind is an exclusive one, which fails when anybody has the port.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_shared(addr: SocketAddr, workers: usize) -> Result<Vec<StdListener>, ListenError> {
+    let exclusive = bind(addr, false)?;
+    let bound = exclusive
+        .local_addr()
+        .ok()
+        .and_then(|bound| bound.as_socket())
+        .unwrap_or(addr);
+    drop(exclusive);
+    (0..workers.max(1)).map(|_| listen(bound, true)).collect()
+}
+
+fn bind(addr: SocketAddr, share_port: bool) -> Result<Socket, ListenError> {
+    let open = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(share_port)?;
@@ -43,24 +69,9 @@ pub fn listen(addr: SocketAddr, share_port: bool) -> Result<StdListener, ListenE
         }
         socket.set_nonblocking(true)?;
         socket.bind(&addr.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(socket.into())
+        Ok(socket)
     };
     open().map_err(|source| ListenError { addr, source })
-}
-
-/// One listener for each of `workers`, all at the same address; port 0 becomes one port for all.
-///
-/// # Errors
-/// As [`listen`]. When the port is in use by another process of the same user with a shared port, the kernel would
-/// let both have it; the first bind is therefore exclusive.
-pub fn listen_shared(addr: SocketAddr, workers: usize) -> Result<Vec<StdListener>, ListenError> {
-    let probe = listen(addr, false)?;
-    let addr = probe
-        .local_addr()
-        .map_err(|source| ListenError { addr, source })?;
-    drop(probe);
-    (0..workers.max(1)).map(|_| listen(addr, true)).collect()
 }
 
 /// Accepts until the shutdown begins. At most as many connections as `room` has permits are open at once; more wait in

@@ -222,3 +222,6 @@ fn endpoint(text: &str) -> Result<String, String> {
         _ => Err(wanted()),
     }
 }
+
+#[cfg(test)]
+mod tests;

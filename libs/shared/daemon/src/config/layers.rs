@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Command};
 
 use super::error::{ConfigError, Problem, nearest};
 use super::file::ConfigFile;
-use super::values::check;
+use super::values::{check, describe, is_secret};
 use super::{Declared, EnvName, Settings, Sources};
 
 /// Values by setting.
@@ -25,7 +25,7 @@ pub(super) fn chosen_file(command: &Command, sources: &Sources) -> Result<Option
             .try_get_matches_from(&sources.arguments),
         result => result,
     }
-    .map_err(ConfigError::Usage)?;
+    .map_err(|error| usage(command, error))?;
     let named = matches.get_one::<PathBuf>("config").cloned();
     let from_environment = || {
         sources
@@ -37,6 +37,25 @@ pub(super) fn chosen_file(command: &Command, sources: &Sources) -> Result<Option
             .filter(|path| !path.is_empty())
             .map(PathBuf::from)
     }))
+}
+
+/// The error as clap tells it, unless that would show a secret.
+fn usage(command: &Command, error: clap::Error) -> ConfigError {
+    let about = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(shown)) => shown
+            .split([' ', '='])
+            .next()
+            .and_then(|flag| flag.strip_prefix("--")),
+        _ => None,
+    };
+    let is_value = matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue);
+    match about.and_then(|long| command.get_arguments().find(|arg| arg.get_long() == Some(long))) {
+        Some(arg) if is_value && is_secret(arg) => ConfigError::one(
+            format!("--{}", arg.get_long().unwrap_or_default()),
+            describe(arg, &[], &error),
+        ),
+        _ => ConfigError::Usage(error),
+    }
 }
 
 /// What the environment and the file say, the environment first.

@@ -306,6 +306,7 @@ fn a_wrong_secret_is_not_repeated() {
     for text in [
         refused(&[], &[("ORCHD_API_KEYS", "abc")], ""),
         refused(&[], &[], "[orchestratord]\napi_keys = ['abc']"),
+        refused(&["--api-keys", "abc"], &[], ""),
         load_with(&["--help"], &[("ORCHD_API_KEYS", "long-enough-abc")], "")
             .unwrap_err()
             .to_string(),

@@ -172,7 +172,7 @@ pub(super) fn check(arg: &Arg, texts: &[String]) -> Result<(), String> {
 }
 
 /// `is "many": invalid digit found in string (Longest queue of a pool; default 100)`
-fn describe(arg: &Arg, texts: &[String], error: &clap::Error) -> String {
+pub(super) fn describe(arg: &Arg, texts: &[String], error: &clap::Error) -> String {
     let mut text = String::from("is ");
     if is_secret(arg) {
         text.push_str("not right");
@@ -186,7 +186,9 @@ fn describe(arg: &Arg, texts: &[String], error: &clap::Error) -> String {
         );
     }
     let reason = match error.kind() {
-        _ if arg.get_value_parser().type_id() == TypeId::of::<bool>() => "right would be true or false".to_owned(),
+        _ if arg.get_value_parser().type_id() == TypeId::of::<bool>() => {
+            "right would be true or false".to_owned()
+        }
         // The parser's own words may repeat the value.
         ErrorKind::ValueValidation if is_secret(arg) => String::new(),
         ErrorKind::ValueValidation => error.source().map(ToString::to_string).unwrap_or_default(),

@@ -66,7 +66,7 @@ fn refused_here(reason: &CertificateError) -> String {
             format!("is not valid before {}; is the clock right?", day(*not_before))
         }
         CertificateError::UnknownIssuer => "was issued by a CA that is not ours".to_owned(),
-        CertificateError::BadSignature => "has a signature that is not our CA's".to_owned(),
+        CertificateError::BadSignature => "has a signature that is not that of our CA".to_owned(),
         CertificateError::NotValidForName => "is for another host name".to_owned(),
         CertificateError::NotValidForNameContext { expected, presented } => {
             format!(

@@ -1,1 +1,25 @@
-//! Pooled HTTP connections to engines and nodes.
+//! Pooled HTTP connections to engines (HTTP/1.1) and to the doors of nodes (HTTP/2).
+//!
+//! Owns: connecting, reuse, and the bounds of both. Does not own: retries, slots, deadlines, meaning.
+//!
+//! - [`EngineClient`] keeps idle HTTP/1.1 connections to one origin, one shelf per worker thread. A connection is driven
+//!   by whoever reads its answer, and by nobody while it is idle: there is no task per connection, and dropping an
+//!   answer closes its socket in the same instant, which is how an engine learns of a cancel.
+//! - [`NodeClient`] multiplexes requests over a few HTTP/2 connections per worker thread.
+//!
+//! Both report how far a failed request came ([`SendError::not_processed`]), because that decides whether it may be
+//! sent again.
+
+mod connect;
+mod engine;
+mod error;
+mod node;
+mod origin;
+mod shelf;
+
+pub use connect::ConnectOptions;
+pub use engine::{EngineBody, EngineClient};
+pub use error::{OriginError, SendError};
+pub use node::{NodeBody, NodeClient};
+pub use origin::Origin;
+pub use shelf::set_worker_index;

@@ -1,0 +1,129 @@
+//! HTTP/2 to the one door of a node.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+
+use crate::connect::connect;
+use crate::shelf::Shelves;
+use crate::{ConnectOptions, Origin, SendError};
+
+/// Bytes that one stream, and one connection, may send ahead of its reader: a slow reader slows its own stream only.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+
+/// A connection that has been silent for this long is asked for a sign of life, and given up after the timeout: a
+/// half-open connection is found even when nothing is sent.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// One HTTP/2 connection per worker thread to one node. Cheap to clone.
+#[derive(Clone)]
+pub struct NodeClient {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    origin: Origin,
+    options: ConnectOptions,
+    open: Shelves<http2::SendRequest<Full<Bytes>>>,
+}
+
+impl NodeClient {
+    /// A client for one node. Opens nothing yet.
+    pub fn new(origin: Origin, options: ConnectOptions) -> Self {
+        let open = Shelves::new(1, options.idle_timeout);
+        Self { inner: Arc::new(Inner { origin, options, open }) }
+    }
+
+    /// Where it connects to.
+    pub fn origin(&self) -> &Origin {
+        &self.inner.origin
+    }
+
+    /// Sends a request whose URI is a path and waits for the head of the answer. Dropping the future, or later the
+    /// body, resets the stream, which the node takes as a cancel.
+    pub async fn send(&self, request: Request<Bytes>) -> Result<Response<NodeBody>, SendError> {
+        let mut sender = match self.open_connection() {
+            Some(sender) => sender,
+            None => self.connect().await?,
+        };
+        let authority = self.inner.origin.authority();
+        let scheme = if self.inner.origin.tls { "https" } else { "http" };
+        let (mut head, body) = request.into_parts();
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        head.uri = format!("{scheme}://{authority}{path}").parse().expect("an origin and a path make a URI");
+        let request = Request::from_parts(head, Full::new(body));
+        match sender.send_request(request).await {
+            Ok(response) => Ok(response.map(|incoming| NodeBody { incoming })),
+            Err(error) => {
+                self.inner.open.clear();
+                Err(SendError::from_hyper(authority, error, false))
+            }
+        }
+    }
+
+    /// Forgets the connections, so that the next request opens a new one.
+    pub fn close(&self) {
+        self.inner.open.clear();
+    }
+
+    fn open_connection(&self) -> Option<http2::SendRequest<Full<Bytes>>> {
+        let mut shelf = self.inner.open.mine();
+        shelf.retain(|(_, sender)| !sender.is_closed());
+        shelf.first().map(|(_, sender)| sender.clone())
+    }
+
+    async fn connect(&self) -> Result<http2::SendRequest<Full<Bytes>>, SendError> {
+        let inner = &self.inner;
+        let stream = connect(&inner.origin, &inner.options).await?;
+        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| SendError::from_hyper(inner.origin.authority(), error, true))?;
+        let authority = inner.origin.authority.clone();
+        tokio::spawn(async move {
+            if let Err(error) = driver.await {
+                tracing::debug!(node_address = %authority, %error, "a connection to a node ended");
+            }
+        });
+        inner.open.put(sender.clone());
+        Ok(sender)
+    }
+}
+
+/// The body of a node's answer.
+pub struct NodeBody {
+    incoming: Incoming,
+}
+
+impl Body for NodeBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.incoming).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

@@ -100,7 +100,7 @@ async fn both_sides_of_one_ca_get_together() {
     let (node, plane) = (ours.issue("node"), ours.issue("control-plane"));
     for name in ["127.0.0.1", "node"] {
         let met = meet(
-            server(&node, ClientAuth::Required(ours.ca())),
+            server(&node, &ClientAuth::Required(ours.ca())),
             client(&ours.ca(), Some(&plane)),
             name,
         )
@@ -108,7 +108,7 @@ async fn both_sides_of_one_ca_get_together() {
         check(&met, "fine", "fine");
     }
     let met = meet(
-        server(&node, ClientAuth::Optional(ours.ca())),
+        server(&node, &ClientAuth::Optional(ours.ca())),
         client(&ours.ca(), None),
         "node",
     )

@@ -25,7 +25,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run(&Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -33,9 +33,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command) -> Result<()> {
+fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Verify(arguments) => arguments.run(),
-        Command::DemoModel(arguments) => arguments.run(),
+        Command::DemoModel(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
     }
 }

@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
@@ -14,6 +17,12 @@ const SKIPPED_FILE_VARIABLE: &str = "REMUDA_TESTS_SKIPPED_FILE";
 
 /// The black-box tests need the built programs; every other test goes before them.
 const BLACK_BOX_PACKAGE: &str = "remuda-tests";
+
+/// How many lines of output may wait to be printed.
+const LINES_WAITING_MAX: usize = 1024;
+
+/// How long the output may be silent before it is asked whether the command is still there.
+const LAST_LINES_WAIT: Duration = Duration::from_secs(2);
 
 /// Gets the engine that the tests start, through our own provisioner, into the user's cache.
 pub(super) fn get_engine() -> Result<()> {
@@ -71,16 +80,34 @@ fn run_counted(command: &mut Command, counts: &mut Counts) -> Result<bool> {
         .stderr(writer)
         .current_dir(super::root());
     let mut child = command.spawn().with_context(|| format!("starting {shown}"))?;
-    // The command holds the pipe's other end open as long as it lives.
-    command
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null());
-    for line in BufReader::new(reader).split(b'\n') {
-        let line = line?;
-        let line = String::from_utf8_lossy(&line);
-        println!("{line}");
-        counts.read(&line);
+    // The command would hold the pipe's other end open as long as it lives.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let (send_line, lines) = mpsc::sync_channel(LINES_WAITING_MAX);
+    thread::spawn(move || {
+        for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+            if send_line.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let mut status = None;
+    loop {
+        match lines.recv_timeout(LAST_LINES_WAIT) {
+            Ok(line) => {
+                let line = String::from_utf8_lossy(&line);
+                println!("{line}");
+                counts.read(&line);
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            // A process that a test left behind holds the pipe open; nothing more is worth waiting for then.
+            Err(RecvTimeoutError::Timeout) if status.is_some() => break,
+            Err(RecvTimeoutError::Timeout) => status = child.try_wait()?,
+        }
     }
     counts.end();
-    Ok(child.wait()?.success())
+    let status = match status {
+        Some(status) => status,
+        None => child.wait()?,
+    };
+    Ok(status.success())
 }

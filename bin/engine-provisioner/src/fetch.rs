@@ -1,0 +1,82 @@
+//! Getting what an engine needs before it can be started: its program and its model.
+
+mod engine;
+
+use std::path::{Path, PathBuf};
+
+use model_store::Progress;
+
+pub use engine::{EngineError, EngineProgram, Origin, get_engine};
+
+use crate::recipe::Recipe;
+use crate::settings::Settings;
+use crate::spec::EngineSpec;
+
+/// Everything that is there now, so that the engine can be started.
+#[derive(Clone, Debug)]
+pub(crate) struct Fetched {
+    pub(crate) program: PathBuf,
+    pub(crate) version: String,
+    pub(crate) model_path: PathBuf,
+    pub(crate) model_name: String,
+}
+
+/// Why the engine cannot be started yet.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The engine's program cannot be had.
+    #[error("cannot get the engine {recipe}")]
+    Engine {
+        /// The recipe's name.
+        recipe: String,
+        /// Why.
+        source: EngineError,
+    },
+    /// There is no such model.
+    #[error(
+        "there is no model {0:?}: it is neither a file, nor a model in the store, nor an hf: or https: source"
+    )]
+    NoModel(String),
+}
+
+pub(crate) async fn fetch(
+    spec: &EngineSpec,
+    settings: &Settings,
+    recipe: &Recipe,
+    progress: &Progress,
+) -> Result<Fetched, FetchError> {
+    let program = spec.program.as_deref().or(settings.engine_program.as_deref());
+    let engine = get_engine(recipe, settings, program, spec.variant, progress)
+        .await
+        .map_err(|source| FetchError::Engine {
+            recipe: recipe.name.clone(),
+            source,
+        })?;
+    let model_path = get_model(spec, settings, progress).await?;
+    let model_name = spec.model_name.clone().unwrap_or_else(|| stem(&model_path));
+    Ok(Fetched {
+        program: engine.program,
+        version: engine.version,
+        model_path,
+        model_name,
+    })
+}
+
+async fn get_model(
+    spec: &EngineSpec,
+    _settings: &Settings,
+    _progress: &Progress,
+) -> Result<PathBuf, FetchError> {
+    let path = Path::new(&spec.model);
+    if path.is_file() {
+        return Ok(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    }
+    Err(FetchError::NoModel(spec.model.clone()))
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}

@@ -28,7 +28,7 @@ use crate::sse::{Field, Lines};
 const LINE_WATCHED_MAX: usize = 256 * 1024;
 
 /// Errors in a stream have no status of their own.
-const STATUS_IN_STREAM: u16 = 502;
+pub(crate) const STATUS_IN_STREAM: u16 = 502;
 
 /// Tokens, as the engine told them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -147,6 +147,11 @@ impl StreamWatch {
     /// Whether the dialect's own end, or an error event, has come; nothing that follows matters.
     pub fn has_ended(&self) -> bool {
         self.has_ended || self.error.is_some()
+    }
+
+    /// The engine's own error, if one has come.
+    pub fn error(&self) -> Option<ApiError> {
+        self.error.clone()
     }
 
     /// How many chunks with content have come.
@@ -364,6 +369,13 @@ fn each_member(data: &[u8], mut member: impl FnMut(&str, &str)) {
 pub(crate) fn usage_of(data: &[u8]) -> TokenUsage {
     let mut found = Found::default();
     let _: Result<(), JsonError> = found.event(&mut Scanner::new(text_of(data)), 0);
+    found.usage()
+}
+
+/// The usage in the value of a `usage` member.
+pub(crate) fn usage_of_member(raw: &str) -> TokenUsage {
+    let mut found = Found::default();
+    let _: Result<(), JsonError> = found.figures(&mut Scanner::new(raw));
     found.usage()
 }
 

@@ -15,7 +15,6 @@ use crate::failure::Exit;
     version,
     arg_required_else_help = true,
     subcommand_required = true,
-    disable_help_subcommand = true,
     after_help = "First steps:\n  \
         remuda run \"3*67\"        ask the demo model once\n  \
         remuda up                keep it running for every OpenAI or Anthropic client\n  \
@@ -113,5 +112,36 @@ mod tests {
         );
         let error = Cli::try_parse_from(["remuda", "nodse"]).unwrap_err();
         assert_eq!(hint(&error), None, "clap has a suggestion of its own");
+    }
+
+    /// The help of every command is a document; `REMUDA_UPDATE_DOCS=1 cargo test -p remuda` writes it anew.
+    #[test]
+    fn docs_cli_md_is_what_the_program_says() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/cli.md");
+        let text = document();
+        if std::env::var_os("REMUDA_UPDATE_DOCS").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        let stored = std::fs::read_to_string(path).unwrap_or_default();
+        let first_difference = stored.lines().zip(text.lines()).find(|(stored, said)| stored != said);
+        assert!(stored == text, "docs/cli.md differs, first here: {first_difference:?}; see this test");
+    }
+
+    fn document() -> String {
+        let mut text = include_str!("cli_intro.md").to_owned();
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        describe(&mut command, &mut text);
+        text
+    }
+
+    fn describe(command: &mut clap::Command, text: &mut String) {
+        let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
+        let help = command.render_long_help().to_string();
+        let help: Vec<_> = help.lines().map(str::trim_end).collect();
+        text.push_str(&format!("\n## {name}\n\n```text\n{}\n```\n", help.join("\n").trim_end()));
+        for subcommand in command.get_subcommands_mut().filter(|subcommand| subcommand.get_name() != "help") {
+            describe(subcommand, text);
+        }
     }
 }

@@ -28,16 +28,34 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Control plane")]
 pub(crate) struct ControlPlane {
-    /// Its address [default: http://127.0.0.1:8080]
-    #[arg(long, env = "REMUDA_URL", value_name = "URL", hide_env_values = true)]
+    /// Its address; a command that cannot do without one takes http://127.0.0.1:8080
+    #[arg(
+        long,
+        env = "REMUDA_URL",
+        value_name = "URL",
+        global = true,
+        hide_env_values = true
+    )]
     pub(crate) url: Option<String>,
 
     /// The key to show it
-    #[arg(long, env = "REMUDA_API_KEY", value_name = "KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "REMUDA_API_KEY",
+        value_name = "KEY",
+        global = true,
+        hide_env_values = true
+    )]
     pub(crate) api_key: Option<String>,
 
     /// A file with the certificate authority to trust, for a control plane with a private one
-    #[arg(long, env = "REMUDA_CA", value_name = "FILE", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "REMUDA_CA",
+        value_name = "FILE",
+        global = true,
+        hide_env_values = true
+    )]
     pub(crate) ca: Option<PathBuf>,
 }
 

@@ -20,6 +20,7 @@
 //! - Engines listen on 127.0.0.1 only and die with their keeper.
 //! - A program or model from elsewhere is used only after its SHA-256 was checked, where one is known.
 
+pub mod cli;
 mod command;
 mod fetch;
 mod in_process;

@@ -1,3 +1,7 @@
-//! Gets, builds, starts and keeps an engine.
+//! Keeps one engine, as a process of its own.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    daemon::exit::run(engine_provisioner::cli::main)
+}

@@ -6,7 +6,9 @@ use std::process::Command;
 use daemon::secret::Secret;
 
 /// Where things are, and what engines may use.
+// No group: whoever flattens this may have settings of the same name.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct Settings {
     /// Directory in which engines announce themselves
     #[arg(

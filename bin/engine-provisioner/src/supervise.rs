@@ -111,6 +111,16 @@ impl Supervision {
         self
     }
 
+    /// Which spec it is.
+    pub fn spec_hash(&self) -> String {
+        self.spec_hash.clone()
+    }
+
+    /// The recipe of its engine.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
     /// Becomes the provisioner that keeps this replica, unless another one is: then answers who, as far as known.
     pub fn claim(&mut self) -> Result<Claim, SuperviseError> {
         if self.lock.is_some() {

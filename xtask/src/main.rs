@@ -1,5 +1,6 @@
 //! Everything a developer runs. `cargo xtask verify` is the one command that decides whether a change may land.
 
+mod bench;
 mod demo_model;
 mod verify;
 
@@ -21,6 +22,7 @@ enum Command {
     /// Check everything that CI checks, in the same order
     Verify(verify::Verify),
     DemoModel(demo_model::DemoModel),
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -37,5 +39,6 @@ fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Verify(arguments) => arguments.run(),
         Command::DemoModel(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
+        Command::Bench(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
     }
 }

@@ -172,8 +172,8 @@ fn logs(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
         layer
             .json()
             .flatten_event(true)
-            .with_current_span(true)
-            .with_span_list(false)
+            .with_current_span(false)
+            .with_span_list(true)
             .boxed()
     }
 }

@@ -25,9 +25,13 @@ fn without_descriptors_it_waits_and_goes_on() {
             .enable_all()
             .build()
             .unwrap();
+        // Kept open, so that no descriptor comes free by itself.
+        let mut open = Vec::new();
         let greet = |stream: tokio::net::TcpStream, _, _| {
+            let mut stream = stream.into_std().unwrap();
             // One byte into a fresh socket: it is taken at once.
-            stream.into_std().unwrap().write_all(b"x").unwrap();
+            stream.write_all(b"x").unwrap();
+            open.push(stream);
         };
         runtime
             .block_on(accept_loop(listener, Arc::new(Semaphore::new(8)), &ours, greet))

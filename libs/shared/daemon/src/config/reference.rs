@@ -57,18 +57,19 @@ fn row(declared: &Declared, arg: &Arg) -> String {
         .iter()
         .map(|value| value.to_string_lossy())
         .collect();
-    let default = if defaults.is_empty() {
-        "none".to_owned()
-    } else {
-        format!("`{}`", defaults.join(","))
+    let text = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    let text = text.split(" [env:").next().unwrap_or_default();
+    // A default that depends on the machine is told in the help: `Where files are [default: the user's cache directory]`.
+    let (text, told) = match text.split_once(" [default: ") {
+        Some((text, told)) => (text, told.strip_suffix(']')),
+        None => (text, None),
     };
-    let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-    let help = help
-        .split(" [env:")
-        .next()
-        .unwrap_or_default()
-        .replace('|', "\\|")
-        .replace('\n', " ");
+    let default = match told {
+        Some(told) => told.to_owned(),
+        None if defaults.is_empty() => "none".to_owned(),
+        None => format!("`{}`", defaults.join(",")),
+    };
+    let help = text.replace('|', "\\|").replace('\n', " ");
     let secret = if is_secret(arg) {
         "; a secret, never shown"
     } else {

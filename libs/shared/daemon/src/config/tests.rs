@@ -56,6 +56,12 @@ struct Sample {
     #[arg(long, env = "ORCHD_API_KEYS", value_name = "KEY", value_delimiter = ',', value_parser = key)]
     api_keys: Vec<Secret>,
 
+    /// Where the store is [default: the user's data directory]
+    ///
+    /// It is one file, and safe to copy while nothing runs.
+    #[arg(long, env = "ORCHD_STORE")]
+    store: Option<PathBuf>,
+
     /// Must be given
     #[arg(long, env = "ORCHD_REQUIRED", required = true)]
     required: String,
@@ -359,6 +365,10 @@ fn help_shows_both_names_and_ends_well() {
         "{text}"
     );
     assert!(text.contains("[default: 127.0.0.1:8080]"), "{text}");
+    assert!(
+        text.contains("[env: ORCHD_STORE]") && text.contains("safe to copy"),
+        "{text}"
+    );
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -431,6 +441,10 @@ fn the_reference_has_every_setting_and_is_checked() {
         "{table}"
     );
     assert!(table.contains("`REMUDA_LOG`, `RUST_LOG`"), "{table}");
+    assert!(
+        table.contains("`ORCHD_STORE` | the user's data directory | Where the store is |"),
+        "{table}"
+    );
     assert!(
         table.contains("Keys that get in; a secret, never shown |"),
         "{table}"

@@ -4,7 +4,7 @@ use std::any::TypeId;
 use std::error::Error;
 use std::time::Duration;
 
-use clap::builder::{BoolishValueParser, Resettable};
+use clap::builder::{BoolishValueParser, Resettable, StyledStr};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
@@ -135,11 +135,12 @@ pub(super) fn readable(arg: Arg, names: &[EnvName]) -> Arg {
         return arg;
     }
     let all: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
-    let help = format!(
-        "{} [env: {}]",
-        arg.get_help().cloned().unwrap_or_default(),
-        all.join(", ")
-    );
+    let named = |help: StyledStr| format!("{help} [env: {}]", all.join(", "));
+    let arg = match arg.get_long_help().cloned() {
+        Some(help) => arg.long_help(named(help)),
+        None => arg,
+    };
+    let help = named(arg.get_help().cloned().unwrap_or_default());
     arg.env(Resettable::Reset).help(help)
 }
 

@@ -53,6 +53,11 @@ impl DialectSet {
         self.0 & other.0 != 0
     }
 
+    /// Whether the set has the dialect that stands at `place` in the fixed order, 0 to 6.
+    pub(crate) const fn has_place(self, place: usize) -> bool {
+        self.0 & (1 << place) != 0
+    }
+
     /// The dialects, in a fixed order.
     pub fn iter(self) -> impl Iterator<Item = Dialect> {
         Self::ALL

@@ -53,6 +53,18 @@ pub enum Refusal {
         /// How often it was started.
         attempts: u32,
     },
+    /// The replica was lost after the answer had begun: another one cannot go on with it.
+    #[error("the replica was lost in the middle of the answer")]
+    AnswerBegun,
+    /// The task does not hold this lease any more; nothing was changed.
+    #[error("the lease is no longer held")]
+    StaleLease,
+}
+
+impl From<StaleLease> for Refusal {
+    fn from(_: StaleLease) -> Self {
+        Self::StaleLease
+    }
 }
 
 impl Refusal {
@@ -68,7 +80,8 @@ impl Refusal {
             Self::QueueFull { .. } => ErrorCode::AdmissionReject,
             Self::Evicted { .. } => ErrorCode::QueueFullDropLru,
             Self::DeadlineUnmet { .. } | Self::Expired => ErrorCode::DeadlineUnmet,
-            Self::AttemptsExhausted { .. } => ErrorCode::WorkerReset,
+            Self::AttemptsExhausted { .. } | Self::AnswerBegun => ErrorCode::WorkerReset,
+            Self::StaleLease => ErrorCode::Cancelled,
         }
     }
 
@@ -85,7 +98,9 @@ impl Refusal {
             | Self::ReplicaExhausted
             | Self::DeadlineUnmet { .. }
             | Self::Expired
-            | Self::AttemptsExhausted { .. } => None,
+            | Self::AttemptsExhausted { .. }
+            | Self::AnswerBegun
+            | Self::StaleLease => None,
         }
     }
 }

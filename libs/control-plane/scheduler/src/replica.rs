@@ -1,13 +1,14 @@
 //! One replica: what it is, what was last reported of it, and what this control plane holds of it.
 
 use std::fmt;
+use std::sync::Arc;
 
 use pool_registry_types::{
     ControlPlaneId, ModelInfo, NodeId, PoolId, PoolReport, ReplicaId, ReplicaReport, ReplicaState,
 };
 
-use crate::DialectSet;
 use crate::arena::Key;
+use crate::{DialectSet, Moment};
 
 /// Names a replica while the scheduler knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -112,5 +113,113 @@ impl ReplicaUpdate {
                 vram_free_bytes: replica.vram_free_bytes,
             },
         }
+    }
+}
+
+/// Whether dispatches to the replica are allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Breaker {
+    Closed,
+    /// A dispatch failed. `probes` were asked for since, the next one is due at `next_probe`.
+    Open {
+        next_probe: Moment,
+        probes: u32,
+    },
+}
+
+/// Whether the replica is left alone because its node refused a slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HoldOff {
+    pub(crate) until: Option<Moment>,
+    /// Refusals in a row.
+    pub(crate) refusals: u32,
+}
+
+/// A share of 1, in the unit of [`Rank::used`].
+pub(crate) const WHOLE: u32 = 1 << 16;
+
+/// The order in which the replicas of one pool are chosen: the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    /// The share of slots that is taken, in 65,536ths.
+    pub(crate) used: u32,
+    /// How much device memory is missing to all that there could be.
+    pub(crate) vram_missing: u64,
+    /// The order of names within the pool.
+    pub(crate) label: u64,
+    pub(crate) replica: Key,
+}
+
+/// A replica as the fleet keeps it.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) info: Arc<ReplicaInfo>,
+    pub(crate) status: ReplicaStatus,
+    /// False when it was removed while tasks still held its slots.
+    pub(crate) present: bool,
+    pub(crate) pool: Key,
+    /// Every name that its models can be asked for by.
+    pub(crate) models: Vec<Key>,
+    pub(crate) breaker: Breaker,
+    pub(crate) hold_off: HoldOff,
+    /// Until when `status.others_busy` counts as taken. None: no longer.
+    pub(crate) others_until: Option<Moment>,
+    /// Slots that we hold.
+    pub(crate) leased: u32,
+    /// Its place in the order of names within the pool.
+    pub(crate) label: u64,
+    /// Its place in the pool's index; None while it can take nothing.
+    pub(crate) rank: Option<Rank>,
+    /// Slots for which it counts in its pool and models as ready; None when it does not.
+    pub(crate) counted_slots: Option<u32>,
+    /// When it has to be looked at again.
+    pub(crate) timer: Option<Moment>,
+}
+
+impl Replica {
+    /// Takes tasks, busy or not.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.present && self.status.state == ReplicaState::Ready && self.breaker == Breaker::Closed
+    }
+
+    pub(crate) fn speaks(&self, dialects: DialectSet) -> bool {
+        dialects.is_empty() || self.info.dialects.is_empty() || self.info.dialects.meets(dialects)
+    }
+
+    /// Whether a slot may be tried: we hold fewer than there are, and the others are not known to hold the rest.
+    pub(crate) fn has_room(&self) -> bool {
+        let others = if self.others_until.is_some() {
+            self.status.others_busy
+        } else {
+            0
+        };
+        self.leased.saturating_add(others) < self.status.slots_total
+    }
+
+    /// Its rank, if it can take a task now.
+    pub(crate) fn rank_now(&self, key: Key) -> Option<Rank> {
+        if !self.is_ready() || self.hold_off.until.is_some() || !self.has_room() {
+            return None;
+        }
+        let busy = u64::from(self.leased) + u64::from(self.status.others_busy);
+        let used = busy * u64::from(WHOLE) / u64::from(self.status.slots_total.max(1));
+        Some(Rank {
+            used: u32::try_from(used).unwrap_or(WHOLE).min(WHOLE),
+            vram_missing: u64::MAX - self.status.vram_free_bytes,
+            label: self.label,
+            replica: key,
+        })
+    }
+
+    /// When something about it changes by itself.
+    pub(crate) fn next_timer(&self) -> Option<Moment> {
+        let probe = match self.breaker {
+            Breaker::Open { next_probe, .. } if self.present => Some(next_probe),
+            Breaker::Open { .. } | Breaker::Closed => None,
+        };
+        [probe, self.hold_off.until, self.others_until]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }

@@ -1,12 +1,27 @@
 //! The scheduler as its caller sees it: calls in, answers and effects out.
 
-use std::sync::Arc;
+mod admission;
+mod fleet_calls;
+mod leases;
+mod views;
 
-use crate::{
-    Lease, ModelEntry, Moment, Outcome, PoolEntry, Reasons, Refusal, ReplicaEntry, ReplicaInfo, ReplicaKey,
-    ReplicaUpdate, Settings, StaleLease, TaskEntry, TaskKey, TaskSpec,
-};
-use pool_registry_types::{NodeId, PoolId, ReplicaId};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use task_api::{PlacementRequest, Priority};
+
+use crate::affinity::Affinity;
+use crate::arena::{Arena, Key};
+use crate::fleet::Fleet;
+use crate::life::Life;
+use crate::place::{Wants, WarmKeys};
+use crate::queue::Ticket;
+use crate::replica::WHOLE;
+use crate::{DialectSet, Lease, Moment, Reasons, Refusal, ReplicaInfo, ReplicaKey, Settings, TaskKey};
+
+/// How often pools and models without replicas are looked for.
+const FORGET_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A task got a slot.
 #[derive(Clone, Debug)]
@@ -58,150 +73,83 @@ pub enum Effect {
 /// Effects, in the order in which they came about.
 pub type Effects = Vec<Effect>;
 
+/// A task that has not ended.
+#[derive(Debug)]
+struct Task {
+    model: Option<Key>,
+    pool: Option<Key>,
+    dialects: DialectSet,
+    /// None unless it says where the task may run.
+    wishes: Option<Box<PlacementRequest>>,
+    warm: WarmKeys,
+    ticket: Ticket,
+    deadline: Option<Moment>,
+    may_wait: bool,
+    submitted: Moment,
+    /// Replicas that failed it and that it shall not get again while there is another.
+    failed: Vec<Key>,
+    /// Starts that came to nothing.
+    failures: u32,
+    /// Slots that it was given: tells an old lease from the present one.
+    leases: u32,
+    life: Life,
+}
+
+impl Task {
+    fn wants(&self) -> Wants<'_> {
+        Wants {
+            model: self.model,
+            pool: self.pool,
+            dialects: self.dialects,
+            wishes: self.wishes.as_deref(),
+            failed: &self.failed,
+        }
+    }
+
+    fn priority(&self) -> Priority {
+        self.ticket.priority
+    }
+}
+
 /// The state.
 #[derive(Debug)]
 pub struct Scheduler {
     settings: Settings,
+    margin: u32,
+    fleet: Fleet,
+    tasks: Arena<Task>,
+    affinity: Affinity,
+    arrivals: u64,
+    waiting: usize,
+    /// When which waiting task has to be looked at.
+    timers: BTreeSet<(Moment, Key)>,
+    next_forget: Moment,
 }
 
-#[expect(unused_variables, clippy::unimplemented, reason = "the signatures come first")]
 impl Scheduler {
     /// An empty fleet.
     pub fn new(settings: Settings) -> Self {
-        Self { settings }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "clamped to 0..=65,536"
+        )]
+        let margin = (settings.warm_margin.clamp(0.0, 1.0) * f64::from(WHOLE)) as u32;
+        Self {
+            margin,
+            fleet: Fleet::new(),
+            tasks: Arena::new(),
+            affinity: Affinity::new(settings.warm_entries_max),
+            arrivals: 0,
+            waiting: 0,
+            timers: BTreeSet::new(),
+            next_forget: FORGET_INTERVAL,
+            settings,
+        }
     }
-
-    // ---- tasks ----
-
-    /// Takes a task: it is placed at once, waits, or is refused.
-    pub fn submit(
-        &mut self,
-        now: Moment,
-        spec: &TaskSpec<'_>,
-        effects: &mut Effects,
-    ) -> Result<Admission, Refusal> {
-        unimplemented!()
-    }
-
-    /// The first byte of the answer is on its way to the client: from now on the task cannot start over.
-    pub fn started(&mut self, now: Moment, lease: Lease) -> Result<(), StaleLease> {
-        unimplemented!()
-    }
-
-    /// The task has ended: its slot is free.
-    pub fn release(
-        &mut self,
-        now: Moment,
-        lease: Lease,
-        outcome: Outcome,
-        effects: &mut Effects,
-    ) -> Result<(), StaleLease> {
-        unimplemented!()
-    }
-
-    /// The replica failed before anything was sent: the task starts over elsewhere, before all that came after it.
-    /// Refused with [`Refusal::AttemptsExhausted`] after too many starts, and when the answer had begun.
-    pub fn requeue(
-        &mut self,
-        now: Moment,
-        lease: Lease,
-        effects: &mut Effects,
-    ) -> Result<Result<Admission, Refusal>, StaleLease> {
-        unimplemented!()
-    }
-
-    /// The node said that its slots are taken: the replica is left alone for a while and the task placed again.
-    pub fn refused(
-        &mut self,
-        now: Moment,
-        lease: Lease,
-        effects: &mut Effects,
-    ) -> Result<Result<Admission, Refusal>, StaleLease> {
-        unimplemented!()
-    }
-
-    /// Ends a task wherever it stands, and frees its slot. False when it had ended before.
-    pub fn cancel(&mut self, now: Moment, task: TaskKey, effects: &mut Effects) -> bool {
-        unimplemented!()
-    }
-
-    /// Where a task stands; None when it has ended.
-    pub fn task(&self, now: Moment, task: TaskKey) -> Option<TaskEntry> {
-        unimplemented!()
-    }
-
-    // ---- replicas ----
-
-    /// Adds a replica or takes its newer report.
-    pub fn upsert_replica(
-        &mut self,
-        now: Moment,
-        update: ReplicaUpdate,
-        effects: &mut Effects,
-    ) -> ReplicaKey {
-        unimplemented!()
-    }
-
-    /// The replica is gone, or its node is offline. Its leases stay valid until they are given back.
-    pub fn remove_replica(
-        &mut self,
-        now: Moment,
-        node: &NodeId,
-        pool: &PoolId,
-        replica: &ReplicaId,
-        effects: &mut Effects,
-    ) {
-        unimplemented!()
-    }
-
-    /// A dispatch failed: nothing more is sent there until `bring_back`, or until its node has reported it lost and
-    /// ready again. [`Effect::Probe`]s follow.
-    pub fn take_out(&mut self, now: Moment, replica: ReplicaKey, effects: &mut Effects) {
-        unimplemented!()
-    }
-
-    /// A probe succeeded.
-    pub fn bring_back(&mut self, now: Moment, replica: ReplicaKey, effects: &mut Effects) {
-        unimplemented!()
-    }
-
-    /// Starts or ends the draining of a pool by this control plane: it finishes what it has and gets nothing new.
-    /// False when no such pool is known.
-    pub fn drain_pool(&mut self, now: Moment, pool: &PoolId, draining: bool, effects: &mut Effects) -> bool {
-        unimplemented!()
-    }
-
-    // ---- time ----
-
-    /// Does what is due: deadlines of waiting tasks, ends of hold-offs, probes, forgetting.
-    pub fn tick(&mut self, now: Moment, effects: &mut Effects) {
-        unimplemented!()
-    }
-
-    /// When `tick` should be called next; None: nothing is due until something else happens.
-    pub fn next_due(&self) -> Option<Moment> {
-        unimplemented!()
-    }
-
-    // ---- views ----
 
     /// The settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
-    }
-
-    /// Every known pool, by name.
-    pub fn pools(&self) -> Vec<PoolEntry> {
-        unimplemented!()
-    }
-
-    /// Every known replica of a pool, by name; of all pools without one.
-    pub fn replicas(&self, pool: Option<&PoolId>) -> Vec<ReplicaEntry> {
-        unimplemented!()
-    }
-
-    /// What can be asked for now: the models of the ready replicas, by name.
-    pub fn models(&self) -> Vec<ModelEntry> {
-        unimplemented!()
     }
 }

@@ -4,6 +4,7 @@
 //! Files are read again when they change ([`Watched`]): a renewed certificate needs no restart, and one that cannot be
 //! read leaves the old one in use.
 
+mod accept;
 mod explain;
 mod watched;
 
@@ -16,6 +17,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+pub use accept::{AcceptError, accept};
 pub use explain::{Sides, explain};
 pub use watched::Watched;
 

@@ -3,6 +3,7 @@ use std::time::{Duration, SystemTime};
 use rustls_pki_types::ServerName;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
@@ -294,4 +295,74 @@ fn touch_later(path: &Path) {
     let file = std::fs::File::options().append(true).open(path).unwrap();
     file.set_modified(SystemTime::now() + Duration::from_secs(5))
         .unwrap();
+}
+
+/// Over a real socket, with a client that sends a long request at once, as HTTP clients do.
+#[tokio::test]
+async fn a_refusal_arrives_at_a_client_that_talks_first() {
+    let ours = Authority::new();
+    let config = Arc::new(server(&ours.issue("node"), &ClientAuth::Required(ours.ca())));
+    for _ in 0..20 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let node = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let sides = Sides {
+                us: "node",
+                them: "control plane",
+            };
+            accept(Arc::clone(&config), stream, sides, Duration::from_secs(5))
+                .await
+                .map(drop)
+        };
+        let control_plane = async {
+            let stream = TcpStream::connect(addr).await?;
+            let connector = TlsConnector::from(Arc::new(client(&ours.ca(), None)));
+            let mut stream = connector
+                .connect(ServerName::try_from("node").unwrap(), stream)
+                .await?;
+            stream.write_all(&[b'x'; 16 * 1024]).await?;
+            stream.flush().await?;
+            stream.read_u8().await
+        };
+        let (refused, told) = tokio::join!(node, control_plane);
+        let text = refused.unwrap_err().to_string();
+        assert!(
+            text.contains("this node refused the control plane: it showed no certificate"),
+            "{text}"
+        );
+        let error = told.unwrap_err();
+        let sides = Sides {
+            us: "control plane",
+            them: "node",
+        };
+        let text = explain(&error, sides).unwrap_or_else(|| panic!("not told: {error:?}"));
+        assert!(
+            text.contains("the node refused this control plane: it showed no certificate"),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_says_nothing_is_not_waited_for() {
+    let ours = Authority::new();
+    let config = Arc::new(server(&ours.issue("node"), &ClientAuth::Off));
+    let (_near, far) = duplex(1024);
+    let error = accept(
+        config,
+        far,
+        Sides {
+            us: "node",
+            them: "client",
+        },
+        Duration::from_secs(10),
+    )
+    .await
+    .unwrap_err();
+    assert!(matches!(error, AcceptError::Unfinished { .. }), "{error:?}");
+    assert_eq!(
+        crate::exit::chain(&error),
+        "the client did not finish the TLS handshake: timed out"
+    );
 }

@@ -242,7 +242,9 @@ impl Fleet {
     /// The replica is gone; its leases stay.
     pub(crate) fn remove(&mut self, now: Moment, key: Key) {
         self.count(now, key, false);
-        self.replicas[key].present = false;
+        let replica = &mut self.replicas[key];
+        replica.present = false;
+        replica.counted_slots = None;
         self.reindex(key);
         self.drop_if_done(key);
     }

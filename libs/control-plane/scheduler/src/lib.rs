@@ -41,6 +41,8 @@ mod replica;
 mod scheduler;
 mod settings;
 mod task;
+#[cfg(test)]
+mod testing;
 mod view;
 
 pub use dialects::DialectSet;

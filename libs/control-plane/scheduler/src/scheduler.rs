@@ -1,8 +1,12 @@
 //! The scheduler as its caller sees it: calls in, answers and effects out.
 
 mod admission;
+#[cfg(test)]
+mod check;
 mod fleet_calls;
 mod leases;
+#[cfg(test)]
+mod tests;
 mod views;
 
 use std::collections::BTreeSet;

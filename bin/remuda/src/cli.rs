@@ -123,8 +123,14 @@ mod tests {
             std::fs::write(path, &text).unwrap();
         }
         let stored = std::fs::read_to_string(path).unwrap_or_default();
-        let first_difference = stored.lines().zip(text.lines()).find(|(stored, said)| stored != said);
-        assert!(stored == text, "docs/cli.md differs, first here: {first_difference:?}; see this test");
+        let first_difference = stored
+            .lines()
+            .zip(text.lines())
+            .find(|(stored, said)| stored != said);
+        assert!(
+            stored == text,
+            "docs/cli.md differs, first here: {first_difference:?}; see this test"
+        );
     }
 
     fn document() -> String {
@@ -139,8 +145,14 @@ mod tests {
         let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
         let help = command.render_long_help().to_string();
         let help: Vec<_> = help.lines().map(str::trim_end).collect();
-        text.push_str(&format!("\n## {name}\n\n```text\n{}\n```\n", help.join("\n").trim_end()));
-        for subcommand in command.get_subcommands_mut().filter(|subcommand| subcommand.get_name() != "help") {
+        text.push_str(&format!(
+            "\n## {name}\n\n```text\n{}\n```\n",
+            help.join("\n").trim_end()
+        ));
+        for subcommand in command
+            .get_subcommands_mut()
+            .filter(|subcommand| subcommand.get_name() != "help")
+        {
             describe(subcommand, text);
         }
     }

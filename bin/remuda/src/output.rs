@@ -39,7 +39,10 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
 /// A table with the given header.
 pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).enforce_styling();
+    table
+        .load_style(presets::NOTHING)
+        .enforce_styling()
+        .style_text_only();
     if std::io::stdout().is_terminal() {
         table.set_content_arrangement(ContentArrangement::Dynamic);
     }
@@ -56,13 +59,21 @@ pub(crate) fn print_table(table: &Table, when_empty: &str) -> Result<()> {
     if table.is_empty() {
         return writeln!(anstream::stderr(), "{when_empty}").context("writing to standard error");
     }
-    let mut out = anstream::stdout();
-    for line in table.lines() {
-        // The first column starts at the edge, and nothing is written after the last word.
-        let line = line.strip_prefix(' ').unwrap_or(&line);
-        writeln!(out, "{}", line.trim_end()).context("writing to standard output")?;
-    }
-    Ok(())
+    write!(anstream::stdout(), "{}", rendered(table)).context("writing to standard output")
+}
+
+/// The first column starts at the edge, and nothing is written after the last word.
+fn rendered(table: &Table) -> String {
+    table
+        .lines()
+        .map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(&line).trim_end()))
+        .collect()
+}
+
+/// The table as it looks without colours.
+#[cfg(test)]
+pub(crate) fn plain(table: &Table) -> String {
+    anstream::adapter::strip_str(&rendered(table)).to_string()
 }
 
 /// A cell for a state, in the colour that tells whether somebody should look.

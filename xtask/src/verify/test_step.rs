@@ -26,7 +26,15 @@ const LAST_LINES_WAIT: Duration = Duration::from_secs(2);
 
 /// Gets the engine that the tests start, through our own provisioner, into the user's cache.
 pub(super) fn get_engine() -> Result<()> {
-    Ok(())
+    let provisioner = [
+        "run",
+        "--quiet",
+        "--locked",
+        "--package",
+        "engine-provisioner",
+        "--",
+    ];
+    run(cargo().args(provisioner).args(["fetch", "--recipe", "llamacpp"]))
 }
 
 /// Runs all tests. The first result says how that went, the text is the line that adds everything up.

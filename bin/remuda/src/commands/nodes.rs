@@ -90,6 +90,10 @@ fn list(nodes: &[NodeView], json: bool) -> Result<()> {
     if json {
         return print_json(&nodes);
     }
+    print_table(&nodes_table(nodes), "no node has registered")
+}
+
+fn nodes_table(nodes: &[NodeView]) -> comfy_table::Table {
     let mut table = table(&[
         "NODE",
         "STATE",
@@ -120,7 +124,7 @@ fn list(nodes: &[NodeView], json: bool) -> Result<()> {
             comfy_table::Cell::new(&node.version),
         ]);
     }
-    print_table(&table, "no node has registered")
+    table
 }
 
 fn show(node: &NodeView, json: bool) -> Result<()> {
@@ -186,4 +190,29 @@ fn show(node: &NodeView, json: bool) -> Result<()> {
         ]);
     }
     print_table(&pools, "it has no pools")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::output::plain;
+
+    #[test]
+    fn the_table_shows_who_is_alive_and_where_there_is_room() {
+        let pool = json!({"pool_id": "demo", "ready": true, "slots_total": 4, "slots_free": 3});
+        let node = |id: &str, state: &str, ms: u64, pools: serde_json::Value| {
+            json!({"node_id": id, "machine_id": "m", "address": "https://h:9200", "state": state, "last_seen": "",
+                "last_seen_ms_ago": ms, "version": "0.1.0", "capabilities": {}, "pools": pools})
+        };
+        let answer = json!({"nodes": [node("gpu1", "online", 2_300, json!([pool])), node("gpu2", "offline", 99_000, json!([]))]});
+        let nodes: Vec<NodeView> = list_of(answer, "nodes").unwrap();
+        let expect = "\
+NODE  STATE    ADDRESS         LAST SEEN       POOLS  SLOTS FREE  GPUS  VERSION
+gpu1  online   https://h:9200  2.3 s ago       demo   3 of 4      0     0.1.0
+gpu2  offline  https://h:9200  1 min 39 s ago         0 of 0      0     0.1.0
+";
+        assert_eq!(plain(&nodes_table(&nodes)), expect);
+    }
 }

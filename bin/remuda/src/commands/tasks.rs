@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Subcommand, ValueEnum};
+use pool_registry_types::PoolId;
 use serde_json::{Value, json};
 use task_api::{Event, TaskAccepted, TaskList, TaskRequest, TaskView};
 
@@ -81,7 +82,7 @@ struct Submit {
 
     /// The pool that is to do it
     #[arg(long)]
-    pool: Option<String>,
+    pool: Option<PoolId>,
 
     /// What kind of work
     #[arg(long, value_enum, default_value_t = Kind::Chat)]
@@ -170,10 +171,14 @@ async fn list(client: &Client, limit: u32, json: bool) -> Result<()> {
     if json {
         return print_json(&tasks);
     }
+    print_table(&tasks_table(&tasks), "no tasks yet")
+}
+
+fn tasks_table(tasks: &[TaskView]) -> comfy_table::Table {
     let mut table = table(&[
         "TASK", "STATE", "MODEL", "CLASS", "OWNER", "CREATED", "WHERE", "TOKENS", "TOOK",
     ]);
-    for task in &tasks {
+    for task in tasks {
         let place = task
             .placements
             .last()
@@ -196,13 +201,17 @@ async fn list(client: &Client, limit: u32, json: bool) -> Result<()> {
             comfy_table::Cell::new(took.unwrap_or_default()),
         ]);
     }
-    print_table(&table, "no tasks yet")
+    table
 }
 
 fn show(task: &TaskView, json: bool) -> Result<()> {
     if json {
         return print_json(task);
     }
+    print_table(&task_table(task), "")
+}
+
+fn task_table(task: &TaskView) -> comfy_table::Table {
     let mut facts = table(&["TASK", task.task_id.as_str()]);
     facts.add_row(["state".into(), state_cell(&name_of(&task.state))]);
     if let Some(position) = task.position {
@@ -242,7 +251,7 @@ fn show(task: &TaskView, json: bool) -> Result<()> {
         }
     }
     facts.add_row(["correlation", &task.correlation_id]);
-    print_table(&facts, "")
+    facts
 }
 
 async fn submit_task(client: &Client, submit: Submit, json: bool) -> Result<()> {
@@ -498,5 +507,41 @@ mod tests {
             print_event(&event("error", error), true).unwrap_err().to_string(),
             "gone (WORKER_RESET)"
         );
+    }
+
+    #[test]
+    fn a_task_shows_where_it_was_placed_and_why() {
+        let task: TaskView = serde_json::from_value(json!({
+            "task_id": "t1", "workload": "chat", "priority": "batch", "model": "demo", "owner": "alice",
+            "state": "completed", "created_at": "2026-11-20T16:00:00Z", "correlation_id": "c1",
+            "placements": [{"pool_id": "demo", "replica_id": "r0", "node_id": "gpu1", "reasons": ["most free slots"]}],
+            "usage": {"tokens_in": 7, "tokens_out": 3, "queue_ms": 1, "first_token_ms": 12, "decode_ms": 40},
+        }))
+        .unwrap();
+        let expect = "\
+TASK  STATE      MODEL  CLASS  OWNER  CREATED               WHERE    TOKENS  TOOK
+t1    completed  demo   batch  alice  2026-11-20T16:00:00Z  gpu1/r0  7 + 3   52 ms
+";
+        assert_eq!(
+            crate::output::plain(&tasks_table(std::slice::from_ref(&task))),
+            expect
+        );
+        let expect = "\
+TASK         t1
+state        completed
+workload     chat
+class        batch
+model        demo
+owner        alice
+created      2026-11-20T16:00:00Z
+tokens       7 in, 3 out
+waited       1 ms
+first token  12 ms
+answering    40 ms
+placed       demo/r0 on gpu1
+             most free slots
+correlation  c1
+";
+        assert_eq!(crate::output::plain(&task_table(&task)), expect);
     }
 }

@@ -62,6 +62,10 @@ impl Answer {
     fn event(&mut self, event: &SseEvent<'_>) -> Result<Step, AssembleError> {
         let data =
             std::str::from_utf8(event.data).map_err(|_| AssembleError::Shape("bytes that are not UTF-8"))?;
+        // llama.cpp begins a stream of several completions with this.
+        if data == "null" {
+            return Ok(Step::More);
+        }
         match self {
             Self::Chat(chat) => chat.event(data),
             Self::Messages(messages) => messages.event(event.name, data),

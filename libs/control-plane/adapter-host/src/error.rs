@@ -307,7 +307,7 @@ impl EngineError {
                 let raw = scanner.raw()?;
                 match &*key {
                     "message" | "detail" | "error" => {
-                        self.message = serde_json::from_str(raw).ok().or(self.message.take())
+                        self.message = serde_json::from_str(raw).ok().or(self.message.take());
                     }
                     "type" => self.kind = serde_json::from_str(raw).ok(),
                     "code" => self.status = raw.parse().ok(),

@@ -173,7 +173,7 @@ impl<'a> Scanner<'a> {
     ) -> Result<(), E> {
         self.open(b'{')?;
         if self.next_byte() == Some(b'}') {
-            return Ok(self.close());
+            return self.close();
         }
         loop {
             if self.next_byte() != Some(b'"') {
@@ -187,7 +187,7 @@ impl<'a> Scanner<'a> {
             member(self, key)?;
             match self.next_byte() {
                 Some(b',') => self.at += 1,
-                Some(b'}') => return Ok(self.close()),
+                Some(b'}') => return self.close(),
                 _ => return Ok(self.fail("expected ',' or '}'")?),
             }
         }
@@ -200,7 +200,7 @@ impl<'a> Scanner<'a> {
     ) -> Result<(), E> {
         self.open(b'[')?;
         if self.next_byte() == Some(b']') {
-            return Ok(self.close());
+            return self.close();
         }
         for index in 0.. {
             element(self, index)?;
@@ -210,7 +210,7 @@ impl<'a> Scanner<'a> {
                 _ => return Ok(self.fail("expected ',' or ']'")?),
             }
         }
-        Ok(self.close())
+        self.close()
     }
 
     fn open(&mut self, bracket: u8) -> Result<(), JsonError> {
@@ -229,9 +229,10 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    fn close(&mut self) {
+    fn close<E>(&mut self) -> Result<(), E> {
         self.at += 1;
         self.depth -= 1;
+        Ok(())
     }
 
     /// Takes a value of any kind and gives its place.

@@ -225,7 +225,7 @@ impl<'a> Reader<'a> {
                 self.has_content = true;
             }
             (ChatCompletions | Messages | CountTokens | Responses, "tools") => {
-                self.tools = shape::tools(scanner)?
+                self.tools = shape::tools(scanner)?;
             }
             (Responses, "input") if scanner.kind()? == Kind::String => {
                 self.prompt = Some(scanner.string()?.inner());

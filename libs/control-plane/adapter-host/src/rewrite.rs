@@ -64,7 +64,7 @@ impl Places {
             match place {
                 None => inserted.extend(["\"", key, "\":", value, ","]),
                 Some(_) if self.repeated => {
-                    edits.extend(values_of(body, key).into_iter().map(|place| (place, value)))
+                    edits.extend(values_of(body, key).into_iter().map(|place| (place, value)));
                 }
                 Some(place) => edits.push((place, value)),
             }

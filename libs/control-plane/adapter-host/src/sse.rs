@@ -247,7 +247,7 @@ mod tests {
         for chunk in chunks {
             parser
                 .feed(chunk, |event| {
-                    events.push((owned(event.name), owned(event.data), owned(event.id)))
+                    events.push((owned(event.name), owned(event.data), owned(event.id)));
                 })
                 .unwrap();
         }
@@ -332,8 +332,8 @@ mod tests {
             cuts.sort_unstable();
             let cut = cuts.windows(2).map(|pair| &stream[pair[0]..pair[1]]);
             let whole = parse([stream.as_slice()]);
-            prop_assert_eq!(parse(cut), whole.clone());
-            prop_assert_eq!(parse(stream.chunks(1)), whole);
+            prop_assert_eq!(&parse(cut), &whole);
+            prop_assert_eq!(&parse(stream.chunks(1)), &whole);
         }
     }
 }

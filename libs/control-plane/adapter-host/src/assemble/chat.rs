@@ -218,9 +218,9 @@ impl Choice {
         each_of(scanner, |scanner, key| {
             let raw = scanner.raw()?;
             if raw.starts_with('[') {
-                logprobs.extend(key, raw)
+                logprobs.extend(key, raw);
             } else {
-                logprobs.set(key, raw)
+                logprobs.set(key, raw);
             }
             Ok(())
         })
@@ -254,7 +254,7 @@ impl Choice {
         }
         let mut out = String::new();
         write_array(&mut out, self.tool_calls.iter(), |out, (_, call)| {
-            call.members.write(out)
+            call.members.write(out);
         });
         out
     }

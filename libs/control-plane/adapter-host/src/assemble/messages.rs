@@ -78,7 +78,7 @@ impl Messages {
         }
         let mut content = String::new();
         write_array(&mut content, self.blocks.iter(), |out, (_, block)| {
-            block.members.write(out)
+            block.members.write(out);
         });
         self.message.set_missing("type", "\"message\"");
         self.message.set_missing("role", "\"assistant\"");

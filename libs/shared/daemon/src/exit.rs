@@ -1,6 +1,7 @@
 //! Exit codes, and the one place that turns an error into one.
 
 use std::error::Error;
+use std::io::Write;
 use std::process::ExitCode;
 
 use crate::config::ConfigError;
@@ -75,18 +76,46 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-#[expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "the last words of a process"
-)]
 fn report(error: &(dyn Error + 'static)) {
     match error.downcast_ref::<ConfigError>() {
-        Some(config) if config.is_help() => println!("{config}"),
-        _ => eprintln!("error: {}", chain(error)),
+        // Whoever asked for help may have closed the pipe after the first lines.
+        Some(config) if config.is_help() => drop(writeln!(std::io::stdout(), "{config}")),
+        _ => drop(writeln!(std::io::stderr(), "error: {}", chain(error))),
     }
 }
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |cause: &&'a (dyn Error + 'static)| (*cause).source())
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn the_code_is_that_of_the_first_cause_that_has_one() {
+        let ended = || Ended {
+            code: UNAVAILABLE,
+            text: "nobody there".to_owned(),
+        };
+        let plain = anyhow::anyhow!("it did not work");
+        let direct = anyhow::Error::new(ended());
+        let below = Err::<(), _>(ended())
+            .context("asking the control plane")
+            .context("starting")
+            .unwrap_err();
+        for (error, code, text) in [
+            (plain, FAILURE, "it did not work"),
+            (direct, UNAVAILABLE, "nobody there"),
+            (
+                below,
+                UNAVAILABLE,
+                "starting: asking the control plane: nobody there",
+            ),
+        ] {
+            assert_eq!((code_of(&*error), chain(&*error).as_str()), (code, text));
+        }
+    }
 }

@@ -8,6 +8,7 @@
 //! Ids are fields with one spelling each, which is in [`field`]. A value in a log is never a secret: secrets are
 //! [`Secret`](crate::secret::Secret) and show nothing.
 
+mod export;
 pub mod trace_context;
 
 use std::io::IsTerminal;
@@ -197,7 +198,7 @@ fn provider(service: &'static str, endpoint: &str) -> Result<SdkTracerProvider, 
         .build();
     Ok(SdkTracerProvider::builder()
         .with_span_processor(
-            BatchSpanProcessor::builder(exporter)
+            BatchSpanProcessor::builder(export::Watched::new(exporter, endpoint))
                 .with_batch_config(batch)
                 .build(),
         )

@@ -4,7 +4,7 @@ mod engine;
 
 use std::path::{Path, PathBuf};
 
-use model_store::Progress;
+use model_store::{Progress, Source, SourceError, StoreError};
 
 pub use engine::{EngineError, EngineProgram, Origin, get_engine};
 
@@ -32,6 +32,14 @@ pub enum FetchError {
         /// Why.
         source: EngineError,
     },
+    /// The model cannot be had.
+    #[error("cannot get the model {model}")]
+    Model {
+        /// Which model.
+        model: String,
+        /// Why.
+        source: StoreError,
+    },
     /// There is no such model.
     #[error(
         "there is no model {0:?}: it is neither a file, nor a model in the store, nor an hf: or https: source"
@@ -52,8 +60,8 @@ pub(crate) async fn fetch(
             recipe: recipe.name.clone(),
             source,
         })?;
-    let model_path = get_model(spec, settings, progress).await?;
-    let model_name = spec.model_name.clone().unwrap_or_else(|| stem(&model_path));
+    let (model_path, name) = get_model(spec, settings, progress).await?;
+    let model_name = spec.model_name.clone().unwrap_or(name);
     Ok(Fetched {
         program: engine.program,
         version: engine.version,
@@ -62,16 +70,37 @@ pub(crate) async fn fetch(
     })
 }
 
+/// The model's file and the name that clients use unless the pool gives another one.
 async fn get_model(
     spec: &EngineSpec,
-    _settings: &Settings,
-    _progress: &Progress,
-) -> Result<PathBuf, FetchError> {
+    settings: &Settings,
+    progress: &Progress,
+) -> Result<(PathBuf, String), FetchError> {
+    let failed = |source: StoreError| FetchError::Model {
+        model: spec.model.clone(),
+        source,
+    };
+    let store = settings.store();
+    if Source::is_remote(&spec.model) {
+        let source: Source = spec
+            .model
+            .parse()
+            .map_err(|error: SourceError| failed(error.into()))?;
+        let model = store.ensure(&source, progress).await.map_err(failed)?;
+        return Ok((model.path, model.name));
+    }
     let path = Path::new(&spec.model);
     if path.is_file() {
-        return Ok(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+        return Ok((
+            std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+            stem(path),
+        ));
     }
-    Err(FetchError::NoModel(spec.model.clone()))
+    // What cannot be a name was meant as a path.
+    match store.get(&spec.model).unwrap_or(None) {
+        Some(model) => Ok((model.path, model.name)),
+        None => Err(FetchError::NoModel(spec.model.clone())),
+    }
 }
 
 fn stem(path: &Path) -> String {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use daemon::secret::Secret;
+use model_store::{Store, StoreOptions};
 
 /// Where things are, and what engines may use.
 // No group: whoever flattens this may have settings of the same name.
@@ -69,6 +70,14 @@ impl Settings {
         self.cache_dir
             .clone()
             .unwrap_or_else(model_store::default_cache_dir)
+    }
+
+    /// The model store of these settings.
+    pub fn store(&self) -> Store {
+        let mut options = StoreOptions::new(self.cache_dir());
+        options.hub_endpoint.clone_from(&self.hub_endpoint);
+        options.hub_token = self.hub_token.as_ref().map(|token| token.expose().to_owned());
+        Store::new(options)
     }
 
     /// Gives a child the same settings: what is no secret as flags, the token in its environment.

@@ -42,7 +42,7 @@ pub(crate) struct Bench {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "nginx,haproxy,vllm-router,smg"
+        default_value = "remuda-two-hops,nginx,haproxy,vllm-router,smg"
     )]
     peers: Vec<PeerKind>,
     /// Leave Remuda out, and measure the peers alone
@@ -219,7 +219,8 @@ impl Bench {
     }
 
     fn measure_memory(&self, lab: &Lab, samples: &mut Samples) -> Result<()> {
-        let streams = if self.quick { 1_000 } else { 10_000 };
+        let streams = if self.quick { 1_000 } else { 10_000 }.min(lab.streams_max());
+        samples.add(Metric::OpenStreams, PeerKind::Remuda, f64::from(streams));
         for kind in self.kinds() {
             if !kind.holds_many_streams() {
                 continue;

@@ -49,8 +49,9 @@ pub(crate) async fn run(target: Target, streams: u32, pace: Pace, time: Duration
     let whole = pace.interval * pace.chunks;
     let mut workers = JoinSet::new();
     for index in 0..streams {
-        // The starts are spread over the length of one stream, and stay spread.
-        let delay = whole * index / streams;
+        // The starts are spread over the length of one stream, by the golden ratio: so the chunks of different streams
+        // come at different moments too.
+        let delay = whole.mul_f64((f64::from(index) * 0.618_033_988_75).fract());
         workers.spawn(work(target.clone(), request.clone(), start + delay, start + time));
     }
     let mut all = Worker::default();

@@ -235,12 +235,7 @@ pub(super) fn nodes(lab: &Lab, plane: &ControlPlane, count: u32, time: Duration)
 fn under_load(lab: &Lab, gateway: &Gateway, arguments: &[String]) -> Result<(Value, Duration)> {
     let before = gateway.cpu_time()?;
     let report = lab.load(gateway.address, gateway.key, arguments)?;
-    let after = gateway.cpu_time()?;
-    let used = match (before, after) {
-        (Some(before), Some(after)) => after.since(&before),
-        _ => Duration::ZERO,
-    };
-    Ok((report, used))
+    Ok((report, gateway.cpu_time()?.since(&before)))
 }
 
 fn check_errors(report: &Value, requests: f64) -> Result<()> {

@@ -31,19 +31,26 @@ pub(super) struct Lab {
     directory: tempfile::TempDir,
     gateway_core: u32,
     load_core: u32,
+    files_max: u64,
     names: AtomicU32,
 }
 
 impl Lab {
     pub(super) fn new(gateway_core: u32, load_core: u32) -> Result<Self> {
-        raise_file_limit();
+        let files_max = raise_file_limit();
         let directory = tempfile::Builder::new().prefix("remuda-bench-").tempdir()?;
         Ok(Self {
             directory,
             gateway_core,
             load_core,
+            files_max,
             names: AtomicU32::new(0),
         })
+    }
+
+    /// How many streams a gateway can hold within the limit on open files: two files for each, and some beside.
+    pub(super) fn streams_max(&self) -> u32 {
+        u32::try_from(self.files_max.saturating_sub(200) / 2).unwrap_or(u32::MAX)
     }
 
     /// A new directory that goes away with the lab.
@@ -263,10 +270,15 @@ impl Drop for Process {
 }
 
 /// Processor time by thread, in nanoseconds.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct CpuTime(BTreeMap<String, u64>);
 
 impl CpuTime {
+    /// Takes another process's threads in.
+    pub(super) fn add(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
     /// What was used since `earlier`, by the threads that still live.
     pub(super) fn since(&self, earlier: &Self) -> Duration {
         let nanos = self
@@ -384,10 +396,11 @@ fn stop(child: &mut Child) {
     }
 }
 
-/// Children inherit it. Only root may go beyond the hard limit; others get what there is.
-fn raise_file_limit() {
+/// Raises the limit on open files as far as it goes, for the children, and returns it.
+fn raise_file_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map(|maximum| maximum.max(FILES_WANTED));
+    // Beyond the hard limit only with a capability that few have.
     if setrlimit(
         Resource::Nofile,
         Rlimit {
@@ -405,4 +418,5 @@ fn raise_file_limit() {
             },
         );
     }
+    getrlimit(Resource::Nofile).current.unwrap_or(FILES_WANTED)
 }

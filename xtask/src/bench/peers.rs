@@ -26,6 +26,8 @@ pub(super) enum PeerKind {
     Direct,
     /// Remuda's control plane with the node in the same process.
     Remuda,
+    /// Remuda's control plane and a node, each a process, with HTTP/2 between them.
+    RemudaTwoHops,
     /// From the system.
     Nginx,
     /// From the system.
@@ -41,6 +43,7 @@ impl fmt::Display for PeerKind {
         f.write_str(match self {
             Self::Direct => "no gateway",
             Self::Remuda => "Remuda",
+            Self::RemudaTwoHops => "Remuda, control plane and node",
             Self::Nginx => "nginx",
             Self::Haproxy => "HAProxy",
             Self::VllmRouter => "vllm-router",
@@ -58,7 +61,7 @@ pub(super) struct Gateway {
     pub(super) version: String,
     /// From the start of the process to its first answer.
     pub(super) start_time: Duration,
-    process: Option<Process>,
+    processes: Vec<Process>,
 }
 
 impl Gateway {
@@ -70,17 +73,21 @@ impl Gateway {
             key: KEY,
             version: String::new(),
             start_time: Duration::ZERO,
-            process: None,
+            processes: Vec::new(),
         }
     }
 
-    /// Processor time so far; none for no gateway.
-    pub(super) fn cpu_time(&self) -> Result<Option<CpuTime>> {
-        self.process.as_ref().map(Process::cpu_time).transpose()
+    /// Processor time so far; nothing for no gateway.
+    pub(super) fn cpu_time(&self) -> Result<CpuTime> {
+        let mut sum = CpuTime::default();
+        for process in &self.processes {
+            sum.add(process.cpu_time()?);
+        }
+        Ok(sum)
     }
 
     pub(super) fn resident_kib(&self) -> Result<u64> {
-        self.process.as_ref().map_or(Ok(0), Process::resident_kib)
+        self.processes.iter().map(Process::resident_kib).sum()
     }
 }
 
@@ -91,6 +98,7 @@ impl PeerKind {
         let (command, version) = match self {
             Self::Direct => return Ok(Gateway::direct(engine)),
             Self::Remuda => remuda(lab, engine, port)?,
+            Self::RemudaTwoHops => return two_hops(lab, engine),
             Self::Nginx => nginx(lab, engine, port)?,
             Self::Haproxy => haproxy(lab, engine, port)?,
             Self::VllmRouter => vllm_router(engine, port)?,
@@ -125,7 +133,23 @@ fn remuda(lab: &Lab, engine: &Engine, port: u16) -> Result<(Command, String)> {
     command.env("REMUDA_CONFIG", directory.join("remuda.toml"));
     command.env("ORCHESTRATORD_ADDR", format!("127.0.0.1:{port}"));
     command.env("ORCHD_API_KEYS", KEY);
+    command.env("ORCHD_DATA_DIR", &directory);
     Ok((command, remuda_version()))
+}
+
+fn two_hops(lab: &Lab, engine: &Engine) -> Result<Gateway> {
+    let start = Instant::now();
+    let plane = cloud_control_plane(lab)?;
+    let node = node(lab, engine, &plane)?;
+    node.wait_until(|| lab::ask(plane.address, KEY).is_ok_and(|answer| answer.status == 200))?;
+    Ok(Gateway {
+        kind: PeerKind::RemudaTwoHops,
+        address: plane.address,
+        key: KEY,
+        version: remuda_version(),
+        start_time: start.elapsed(),
+        processes: vec![plane.process, node],
+    })
 }
 
 /// One pool that names the engine by its address.
@@ -205,7 +229,7 @@ http {{
 fn haproxy(lab: &Lab, engine: &Engine, port: u16) -> Result<(Command, String)> {
     let settings = format!(
         "global
-    maxconn 30000
+    maxconn {}
     nbthread 1
 defaults
     mode http
@@ -221,6 +245,7 @@ frontend clients
 backend engine
     server engine {}
 ",
+        lab.streams_max().min(30_000),
         engine.address
     );
     let path = lab.directory("haproxy")?.join("haproxy.cfg");
@@ -287,20 +312,7 @@ pub(super) struct Daemon {
 pub(super) fn daemons(lab: &Lab) -> Result<Vec<Daemon>> {
     let engine = lab.engine()?;
     let plane = cloud_control_plane(lab)?;
-    let directory = lab.directory("node")?;
-    fs::write(directory.join("remuda.toml"), pool_settings(&engine))?;
-    let port = lab::free_port()?;
-    let mut command = Command::new(binary("pool-managerd")?);
-    command.current_dir(&directory);
-    command.env("REMUDA_CONFIG", directory.join("remuda.toml"));
-    command.env("POOL_MANAGERD_CLOUD_PROFILE", "true");
-    command.env("POOL_MANAGERD_NODE_ID", "bench-node");
-    command.env("POOL_MANAGERD_ADDR", format!("127.0.0.1:{port}"));
-    command.env("POOL_MANAGERD_ADDRESS", format!("http://127.0.0.1:{port}"));
-    command.env("POOL_MANAGERD_RUNTIME_DIR", directory.join("engines"));
-    command.env("ORCHESTRATORD_URL", format!("http://{}", plane.address));
-    command.env("LLORCH_API_TOKEN", KEY);
-    let process = lab.gateway("pool-managerd", &command)?;
+    let process = node(lab, &engine, &plane)?;
     let is_known = || {
         lab::get(plane.address, "/v2/nodes", Some(KEY)).is_ok_and(|answer| answer.body.contains("bench-node"))
     };
@@ -320,6 +332,24 @@ pub(super) fn daemons(lab: &Lab) -> Result<Vec<Daemon>> {
     Ok(vec![node, plane])
 }
 
+/// Starts a node that registers with `plane` and has one pool, `engine`.
+fn node(lab: &Lab, engine: &Engine, plane: &ControlPlane) -> Result<Process> {
+    let directory = lab.directory("node")?;
+    fs::write(directory.join("remuda.toml"), pool_settings(engine))?;
+    let port = lab::free_port()?;
+    let mut command = Command::new(binary("pool-managerd")?);
+    command.current_dir(&directory);
+    command.env("REMUDA_CONFIG", directory.join("remuda.toml"));
+    command.env("POOL_MANAGERD_CLOUD_PROFILE", "true");
+    command.env("POOL_MANAGERD_NODE_ID", "bench-node");
+    command.env("POOL_MANAGERD_ADDR", format!("127.0.0.1:{port}"));
+    command.env("POOL_MANAGERD_ADDRESS", format!("http://127.0.0.1:{port}"));
+    command.env("POOL_MANAGERD_RUNTIME_DIR", directory.join("engines"));
+    command.env("ORCHESTRATORD_URL", format!("http://{}", plane.address));
+    command.env("LLORCH_API_TOKEN", KEY);
+    lab.gateway("pool-managerd", &command)
+}
+
 /// A control plane that waits for nodes.
 #[derive(Debug)]
 pub(super) struct ControlPlane {
@@ -333,7 +363,9 @@ pub(super) fn cloud_control_plane(lab: &Lab) -> Result<ControlPlane> {
     let port = lab::free_port()?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut command = Command::new(binary("orchestratord")?);
-    command.current_dir(lab.directory("orchestratord")?);
+    let directory = lab.directory("orchestratord")?;
+    command.current_dir(&directory);
+    command.env("ORCHD_DATA_DIR", &directory);
     command.env("ORCHESTRATORD_CLOUD_PROFILE", "true");
     command.env("ORCHESTRATORD_ADDR", address.to_string());
     command.env("ORCHD_API_KEYS", KEY);

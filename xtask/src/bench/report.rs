@@ -167,7 +167,7 @@ set up as well as we know, without a key to check.
 - Requests: `POST /v1/chat/completions`, an answer of about 600 bytes, 64 connections.
 - Streams: 200 at a time, 50 chunks of 20 ms each. The time to the first event is taken from the request, and that \
 without a gateway in the same round is taken off.
-- Open streams: resident memory with 10,000 streams that have had their first event, less that before, divided.
+- Open streams: resident memory with 10,000 streams, or as many as the limit on open files allows, that have had their first event, less that before, divided.
 - Tasks: `POST /v2/tasks` with `Accept: text/event-stream`, 1,000 a second whatever comes back, each followed to its \
 end. Admission and placement is Remuda's own `orchd_dispatch_latency_ms`.
 - Nodes: 1,000 that register and then send a heartbeat every 10 s each, over a connection of its own.
@@ -181,6 +181,12 @@ pub(super) fn markdown(run: &Run<'_>) -> Result<String> {
     bars(&mut text, run.samples)?;
     gateways(&mut text, run)?;
     tasks(&mut text, run.samples)?;
+    if let Some(streams) = run.samples.median(Metric::OpenStreams, PeerKind::Remuda) {
+        writeln!(
+            text,
+            "Open streams here: {streams:.0}, two files each within this machine's limit on them.\n"
+        )?;
+    }
     write!(text, "## How it is measured\n\n{METHOD}")?;
     Ok(text)
 }

@@ -27,6 +27,8 @@ pub(super) enum Metric {
     ResidentMib,
     /// From start to the first answer, s.
     StartSeconds,
+    /// How many streams were held open: ten thousand, or as many as the limit on open files allows.
+    OpenStreams,
     /// Resident memory per open stream, KiB.
     StreamKib,
     /// Tasks per second that came to their end.

@@ -16,7 +16,8 @@
 mod body;
 mod table;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -32,6 +33,7 @@ pub use body::{DoorBody, DoorBodyError};
 pub(crate) use table::{Pending, PoolEntry, Table};
 
 use crate::gpu::GpuReading;
+use crate::probe::describe;
 use crate::replica::{Changed, Replica};
 use crate::slots::Refusal;
 use body::Lease;
@@ -106,8 +108,6 @@ pub struct Door {
 
 struct Inner {
     table: ArcSwap<Table>,
-    /// Held while a new table is made from the present one, so that no change is lost.
-    edit: Mutex<()>,
     changed: Arc<Changed>,
     gpus: Arc<ArcSwap<GpuReading>>,
     reports: watch::Sender<Arc<Vec<PoolReport>>>,
@@ -119,7 +119,6 @@ impl Door {
         let (reports, _) = watch::channel(Arc::new(Vec::new()));
         let inner = Inner {
             table: ArcSwap::from_pointee(Table::default()),
-            edit: Mutex::new(()),
             changed: Arc::new(Changed::default()),
             gpus,
             reports,
@@ -156,7 +155,7 @@ impl Door {
                 Ok(response.map(|body| DoorBody::new(body, lease)))
             }
             Err(error @ (SendError::Connect { .. } | SendError::ConnectTimeout { .. })) => {
-                lease.replica().lost(&format!("{error}: {}", source_of(&error)));
+                lease.replica().lost(&describe(&error));
                 lease.replica().probe.notify_one();
                 lease.release();
                 Err(DoorError::Connect(error))
@@ -192,15 +191,10 @@ impl Door {
         self.inner.table.load_full()
     }
 
-    /// Changes what is behind the door, in one step for everybody who looks.
-    pub(crate) fn edit<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
-        let held = self.inner.edit.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut table = Table::clone(&self.inner.table.load());
-        let result = change(&mut table);
-        self.inner.table.store(Arc::new(table));
-        drop(held);
+    /// Changes what is behind the door, in one step for everybody who looks. Called by one task only.
+    pub(crate) fn show(&self, pools: BTreeMap<PoolId, PoolEntry>) {
+        self.inner.table.store(Arc::new(Table { pools }));
         self.inner.changed.set();
-        result
     }
 
     /// Publishes what has changed since the last time.
@@ -237,11 +231,16 @@ fn address(replica: &Replica, mut request: Request<Bytes>) -> Request<Bytes> {
     request
 }
 
-/// The innermost cause, for a message.
-pub(crate) fn source_of(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
+/// The error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let layer = cause.to_string();
+        if !text.ends_with(&layer) {
+            text = format!("{text}: {layer}");
+        }
+        source = cause.source();
     }
-    innermost.to_string()
+    text
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use http::HeaderValue;
 use pool_registry_types::{
     ControlPlaneId, Dialect, ModelInfo, PoolId, ReplicaId, ReplicaReport, ReplicaState,
@@ -14,28 +15,31 @@ use pool_registry_types::{
 use tokio::sync::Notify;
 use upstream::EngineClient;
 
+use crate::attend::ProbeCounts;
 use crate::slots::{End, Gate, LeaseId, Refusal, Slots};
 
 /// What is known of an engine before it is asked, from its recipe and the pool's settings.
-#[derive(Clone, Debug, Default)]
-pub struct EngineTraits {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct EngineTraits {
     /// The recipe's name.
     pub engine: String,
     /// The dialects that the engine speaks by itself.
     pub dialects: Vec<Dialect>,
     /// Whether it notices a closed connection only on streams.
     pub cancel_on_stream_only: bool,
+    /// The engine's version, when it is known before the engine is asked.
+    pub engine_version: Option<String>,
     /// The pool's word on slots: an upper bound when the engine tells its own number, the number when it does not.
     pub slots: Option<u32>,
     /// Other names for the engine's only model, from the settings.
     pub model_aliases: Vec<String>,
-    /// GPUs that the replica may use, by the driver's index; empty means all.
-    pub gpus: Vec<u32>,
+    /// GPUs that the replica may use, by the driver's index. None: all.
+    pub gpus: Option<Vec<u32>>,
 }
 
 /// What the last successful probe found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// The engine's own version.
     pub engine_version: String,
     /// The models that it serves.
@@ -48,37 +52,40 @@ pub struct Facts {
 
 /// Tells the reporter that something has changed. Cheap to call again and again.
 #[derive(Debug, Default)]
-pub struct Changed {
+pub(crate) struct Changed {
     dirty: AtomicBool,
     wake: Notify,
 }
 
 impl Changed {
     /// Notes a change; wakes the reporter with the first one after a report.
-    pub fn set(&self) {
+    pub(crate) fn set(&self) {
         if !self.dirty.swap(true, Ordering::AcqRel) {
             self.wake.notify_one();
         }
     }
 
     /// Waits for a change since the last wait.
-    pub async fn wait(&self) {
+    pub(crate) async fn wait(&self) {
         self.wake.notified().await;
         self.dirty.store(false, Ordering::Release);
     }
 }
 
 /// A replica with an engine address.
-pub struct Replica {
+pub(crate) struct Replica {
     pub(crate) pool_id: PoolId,
     pub(crate) replica_id: ReplicaId,
     pub(crate) client: EngineClient,
     pub(crate) key: Option<HeaderValue>,
-    pub(crate) traits: EngineTraits,
+    traits: ArcSwap<EngineTraits>,
     /// Woken when a slot has to wait for the engine's word.
     pub(crate) settle: Notify,
     /// Woken when the engine should be probed without waiting for the next turn.
     pub(crate) probe: Notify,
+    pub(crate) probes: ProbeCounts,
+    /// Set when the next probe has to ask everything.
+    pub(crate) ask_all: AtomicBool,
     changed: Arc<Changed>,
     inner: Mutex<Inner>,
 }
@@ -104,7 +111,7 @@ enum Phase {
 
 impl Replica {
     /// A replica that has not been probed yet.
-    pub fn new(
+    pub(crate) fn new(
         (pool_id, replica_id): (PoolId, ReplicaId),
         client: EngineClient,
         key: Option<HeaderValue>,
@@ -119,15 +126,16 @@ impl Replica {
             last_error: None,
         };
         let inner = Mutex::new(inner);
-        let (settle, probe) = (Notify::new(), Notify::new());
         Arc::new(Self {
             pool_id,
             replica_id,
             client,
             key,
-            traits,
-            settle,
-            probe,
+            traits: ArcSwap::from_pointee(traits),
+            settle: Notify::new(),
+            probe: Notify::new(),
+            probes: ProbeCounts::default(),
+            ask_all: AtomicBool::new(false),
             changed,
             inner,
         })
@@ -155,7 +163,7 @@ impl Replica {
     }
 
     /// The engine answered a probe. True when it did not before.
-    pub fn found(&self, facts: Facts) -> bool {
+    pub(crate) fn found(&self, facts: Facts) -> bool {
         let mut inner = self.lock();
         let came = inner.phase != Phase::Answering;
         if !came && inner.facts == facts && inner.last_error.is_none() {
@@ -172,7 +180,7 @@ impl Replica {
     }
 
     /// The engine did not answer. Takes the replica out at once; true when it was in before.
-    pub fn lost(&self, why: &str) -> bool {
+    pub(crate) fn lost(&self, why: &str) -> bool {
         let mut inner = self.lock();
         let went = inner.phase == Phase::Answering;
         if !went && inner.phase == Phase::Failed && inner.last_error.as_deref() == Some(why) {
@@ -186,8 +194,26 @@ impl Replica {
         went
     }
 
+    /// What is known of the engine before it is asked.
+    pub(crate) fn traits(&self) -> Arc<EngineTraits> {
+        self.traits.load_full()
+    }
+
+    /// Replaces what is known before the engine is asked; it is asked again. The ledger stays as it is.
+    pub(crate) fn set_traits(&self, traits: EngineTraits) {
+        self.traits.store(Arc::new(traits));
+        self.ask_again();
+        self.changed.set();
+    }
+
+    /// Has the engine asked everything, soon.
+    pub(crate) fn ask_again(&self) {
+        self.ask_all.store(true, Ordering::Release);
+        self.probe.notify_one();
+    }
+
     /// Takes nothing new from now on, or takes tasks again.
-    pub fn set_draining(&self, draining: bool) {
+    pub(crate) fn set_draining(&self, draining: bool) {
         let mut inner = self.lock();
         if inner.draining == draining {
             return;
@@ -234,22 +260,23 @@ impl Replica {
     }
 
     /// How many leases are out.
-    pub fn taken(&self) -> u32 {
+    pub(crate) fn taken(&self) -> u32 {
         self.lock().slots.taken()
     }
 
     /// Whether the engine answers and takes tasks.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.lock().slots.gate() == Gate::Open
     }
 
     /// Whether the engine answered the last probe, draining or not.
-    pub fn answers(&self) -> bool {
+    pub(crate) fn answers(&self) -> bool {
         self.lock().phase == Phase::Answering
     }
 
     /// The replica as it is now; `vram_free_bytes` is for the reporter to fill in.
-    pub fn report(&self) -> ReplicaReport {
+    pub(crate) fn report(&self) -> ReplicaReport {
+        let traits = self.traits();
         let inner = self.lock();
         ReplicaReport {
             replica_id: self.replica_id.clone(),
@@ -259,11 +286,11 @@ impl Replica {
                 (Phase::Answering, true) => ReplicaState::Draining,
                 (Phase::Answering, false) => ReplicaState::Ready,
             },
-            engine: self.traits.engine.clone(),
+            engine: traits.engine.clone(),
             engine_version: inner.facts.engine_version.clone(),
             models: inner.facts.models.clone(),
-            dialects: self.traits.dialects.clone(),
-            cancel_on_stream_only: self.traits.cancel_on_stream_only,
+            dialects: traits.dialects.clone(),
+            cancel_on_stream_only: traits.cancel_on_stream_only,
             slots_total: inner.slots.total(),
             slots_free: inner.slots.free(),
             leases: inner.slots.by_holder(),

@@ -22,7 +22,7 @@ use pool_registry_types::ControlPlaneId;
 
 /// How long a slot is kept for an engine that still works on a task whose caller has left. Past it the slot counts as
 /// free: an engine that has not noticed by then does not tell the truth about its slots.
-pub const SETTLE_MAX: Duration = Duration::from_secs(5);
+pub(crate) const SETTLE_MAX: Duration = Duration::from_secs(5);
 
 /// How long an engine may take to begin with a request that was sent to it. A younger lease that has shown no answer
 /// yet may not be among the slots that the engine calls busy.
@@ -30,11 +30,11 @@ const BEGIN_MAX: Duration = Duration::from_millis(25);
 
 /// Names one lease within its ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeaseId(u64);
+pub(crate) struct LeaseId(u64);
 
 /// Whether a replica takes tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
+pub(crate) enum Gate {
     /// It has not answered a probe yet, or has stopped answering.
     NotReady,
     /// It takes tasks.
@@ -56,7 +56,7 @@ pub enum Refusal {
 
 /// How a lease ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// The engine's answer came to its end, so the engine is done with the task.
     Complete,
     /// The caller left or the connection broke: the engine may not know yet.
@@ -65,7 +65,7 @@ pub enum End {
 
 /// The slots of one replica.
 #[derive(Debug)]
-pub struct Slots {
+pub(crate) struct Slots {
     total: u32,
     gate: Gate,
     /// Whether the engine can be asked how many of its slots are busy.
@@ -89,7 +89,7 @@ enum Phase {
 
 impl Slots {
     /// A ledger with nothing granted, closed until the first probe.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             total: 0,
             gate: Gate::NotReady,
@@ -100,7 +100,7 @@ impl Slots {
     }
 
     /// Grants a slot to `holder` or says why not.
-    pub fn grant(&mut self, now: Instant, holder: &ControlPlaneId) -> Result<LeaseId, Refusal> {
+    pub(crate) fn grant(&mut self, now: Instant, holder: &ControlPlaneId) -> Result<LeaseId, Refusal> {
         match self.gate {
             Gate::NotReady => return Err(Refusal::NotReady),
             Gate::Draining => return Err(Refusal::Draining),
@@ -124,7 +124,7 @@ impl Slots {
     }
 
     /// Notes that the engine has begun to answer, and so surely works on the task.
-    pub fn answered(&mut self, id: LeaseId) {
+    pub(crate) fn answered(&mut self, id: LeaseId) {
         for lease in &mut self.leases {
             if lease.id == id
                 && let Phase::Active { answered, .. } = &mut lease.phase
@@ -135,7 +135,7 @@ impl Slots {
     }
 
     /// Ends a lease. True when the engine has to be asked before the slot is free. Ending it again does nothing.
-    pub fn end(&mut self, now: Instant, id: LeaseId, end: End) -> bool {
+    pub(crate) fn end(&mut self, now: Instant, id: LeaseId, end: End) -> bool {
         let Some(at) = self.leases.iter().position(|lease| lease.id == id) else {
             return false;
         };
@@ -152,7 +152,7 @@ impl Slots {
     ///
     /// Of the busy ones, those that surely belong to leases that go on are taken away; what is left may be tasks whose
     /// callers have left. A lease so young that the engine may not have begun with it is not counted as going on.
-    pub fn engine_says(&mut self, now: Instant, busy: u32) {
+    pub(crate) fn engine_says(&mut self, now: Instant, busy: u32) {
         let sure = self.leases.iter().filter(|lease| match lease.phase {
             Phase::Active { since, answered } => {
                 answered || now.saturating_duration_since(since) >= BEGIN_MAX
@@ -169,7 +169,7 @@ impl Slots {
     }
 
     /// Frees what has settled for longer than [`SETTLE_MAX`]. How many.
-    pub fn expire(&mut self, now: Instant) -> usize {
+    pub(crate) fn expire(&mut self, now: Instant) -> usize {
         let before = self.leases.len();
         self.leases.retain(|lease| match lease.phase {
             Phase::Active { .. } => true,
@@ -179,13 +179,13 @@ impl Slots {
     }
 
     /// Frees what waits for the engine's word: there is no engine any more.
-    pub fn engine_gone(&mut self) {
+    pub(crate) fn engine_gone(&mut self) {
         self.leases
             .retain(|lease| matches!(lease.phase, Phase::Active { .. }));
     }
 
     /// Opens or closes the replica for new tasks. An engine that stopped answering owes no word about its slots.
-    pub fn set_gate(&mut self, gate: Gate) {
+    pub(crate) fn set_gate(&mut self, gate: Gate) {
         self.gate = gate;
         if gate == Gate::NotReady {
             self.engine_gone();
@@ -193,7 +193,7 @@ impl Slots {
     }
 
     /// What the engine was found to offer.
-    pub fn set_engine(&mut self, total: u32, engine_tells: bool) {
+    pub(crate) fn set_engine(&mut self, total: u32, engine_tells: bool) {
         self.total = total;
         self.engine_tells = engine_tells;
         if !engine_tells {
@@ -202,12 +202,12 @@ impl Slots {
     }
 
     /// Whether it takes tasks.
-    pub fn gate(&self) -> Gate {
+    pub(crate) fn gate(&self) -> Gate {
         self.gate
     }
 
     /// Room for tasks; 0 while the replica does not answer.
-    pub fn total(&self) -> u32 {
+    pub(crate) fn total(&self) -> u32 {
         if self.gate == Gate::NotReady {
             0
         } else {
@@ -216,17 +216,17 @@ impl Slots {
     }
 
     /// Room that nobody holds and that may be granted; 0 while the replica does not answer.
-    pub fn free(&self) -> u32 {
+    pub(crate) fn free(&self) -> u32 {
         self.total().saturating_sub(self.taken())
     }
 
     /// Leases that are out, those that settle included.
-    pub fn taken(&self) -> u32 {
+    pub(crate) fn taken(&self) -> u32 {
         u32::try_from(self.leases.len()).unwrap_or(u32::MAX)
     }
 
     /// Leases that wait for the engine's word.
-    pub fn settling(&self) -> usize {
+    pub(crate) fn settling(&self) -> usize {
         self.leases
             .iter()
             .filter(|lease| matches!(lease.phase, Phase::Settling { .. }))
@@ -234,7 +234,7 @@ impl Slots {
     }
 
     /// Leases by who holds them.
-    pub fn by_holder(&self) -> BTreeMap<ControlPlaneId, u32> {
+    pub(crate) fn by_holder(&self) -> BTreeMap<ControlPlaneId, u32> {
         let mut holders = BTreeMap::new();
         for lease in &self.leases {
             *holders.entry(lease.holder.clone()).or_default() += 1;

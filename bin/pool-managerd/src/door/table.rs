@@ -19,8 +19,8 @@ pub(crate) struct Table {
 pub(crate) struct PoolEntry {
     /// Whether the whole pool takes nothing new.
     pub(crate) draining: bool,
-    /// GPUs that the pool may use; empty means all.
-    pub(crate) gpus: Vec<u32>,
+    /// GPUs that the pool may use. None: all.
+    pub(crate) gpus: Option<Vec<u32>>,
     /// What is wrong with the pool as a whole.
     pub(crate) problem: Option<String>,
     pub(crate) replicas: BTreeMap<ReplicaId, Arc<Replica>>,
@@ -63,7 +63,7 @@ impl PoolEntry {
     fn report(&self, pool_id: &PoolId, gpus: &GpuReading) -> PoolReport {
         let running = self.replicas.values().map(|replica| {
             let mut report = replica.report();
-            report.vram_free_bytes = gpus.free_bytes(&replica.traits.gpus);
+            report.vram_free_bytes = gpus.free_bytes(replica.traits().gpus.as_deref());
             report
         });
         let pending = self
@@ -92,8 +92,8 @@ impl PoolEntry {
             draining: self.draining,
             slots_total: ready().map(|replica| replica.slots_total).sum(),
             slots_free: ready().map(|replica| replica.slots_free).sum(),
-            vram_total_bytes: gpus.total_bytes(&self.gpus),
-            vram_free_bytes: gpus.free_bytes(&self.gpus),
+            vram_total_bytes: gpus.total_bytes(self.gpus.as_deref()),
+            vram_free_bytes: gpus.free_bytes(self.gpus.as_deref()),
             last_error: self.problem.clone().or_else(from_replica),
             replicas,
         }

@@ -115,7 +115,7 @@ impl PeerKind {
             key: KEY,
             version,
             start_time,
-            process: Some(process),
+            processes: vec![process],
         })
     }
 

@@ -300,7 +300,8 @@ impl EngineError {
         scanner
             .object(|scanner, key| {
                 let key = key.decode();
-                if key == "error" && scanner.kind()? == crate::json::Kind::Object {
+                let holds_error = matches!(&*key, "error" | "response");
+                if holds_error && scanner.kind()? == crate::json::Kind::Object {
                     self.members(scanner);
                     return Ok(());
                 }
@@ -316,5 +317,261 @@ impl EngineError {
                 Ok::<(), crate::json::JsonError>(())
             })
             .ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderMap, HeaderValue, StatusCode};
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn body(dialect: Dialect, error: &ApiError) -> (u16, Value) {
+        let (status, body) = error_body(dialect, error, Some("c-1"));
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[test]
+    fn each_dialect_has_its_own_shape() {
+        let error = ApiError::new(ErrorCode::InvalidParams, "n is wrong")
+            .with_param("n")
+            .with_internal("secret");
+        let openai = json!({"error": {
+            "message": "n is wrong", "type": "invalid_request_error", "param": "n", "code": "INVALID_PARAMS"}});
+        let anthropic = json!({"type": "error", "request_id": "c-1",
+            "error": {"type": "invalid_request_error", "message": "n is wrong"}});
+        for dialect in crate::dialect::DIALECTS {
+            let expect = if is_anthropic(dialect) {
+                &anthropic
+            } else {
+                &openai
+            };
+            assert_eq!(body(dialect, &error), (400, expect.clone()), "{dialect:?}");
+        }
+    }
+
+    #[test]
+    fn types_follow_from_the_status() {
+        let types = |code| {
+            let error = ApiError::new(code, "x");
+            let (status, openai) = body(Dialect::ChatCompletions, &error);
+            let (_, anthropic) = body(Dialect::Messages, &error);
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            (
+                status,
+                text(&openai["error"]["type"]),
+                text(&openai["error"]["code"]),
+                text(&anthropic["error"]["type"]),
+            )
+        };
+        let check = |code, status, openai: &str, openai_code: &str, anthropic: &str| {
+            let expect = (
+                status,
+                openai.to_owned(),
+                openai_code.to_owned(),
+                anthropic.to_owned(),
+            );
+            assert_eq!(types(code), expect);
+        };
+        check(
+            ErrorCode::Unauthenticated,
+            401,
+            "authentication_error",
+            "invalid_api_key",
+            "authentication_error",
+        );
+        check(
+            ErrorCode::NotFound,
+            404,
+            "not_found_error",
+            "NOT_FOUND",
+            "not_found_error",
+        );
+        check(
+            ErrorCode::AdmissionReject,
+            429,
+            "rate_limit_error",
+            "ADMISSION_REJECT",
+            "rate_limit_error",
+        );
+        check(
+            ErrorCode::PoolUnready,
+            503,
+            "service_unavailable_error",
+            "POOL_UNREADY",
+            "overloaded_error",
+        );
+        check(
+            ErrorCode::WorkerReset,
+            502,
+            "server_error",
+            "WORKER_RESET",
+            "api_error",
+        );
+        check(
+            ErrorCode::DecodeTimeout,
+            504,
+            "server_error",
+            "DECODE_TIMEOUT",
+            "timeout_error",
+        );
+        check(
+            ErrorCode::DeadlineUnmet,
+            422,
+            "invalid_request_error",
+            "DEADLINE_UNMET",
+            "invalid_request_error",
+        );
+    }
+
+    #[test]
+    fn an_error_event_is_an_error_to_whoever_watches() {
+        let error = ApiError::new(ErrorCode::WorkerReset, "the engine\ndied");
+        for dialect in crate::dialect::DIALECTS
+            .into_iter()
+            .filter(|dialect| crate::dialect::can_stream(*dialect))
+        {
+            for mid_event in [false, true] {
+                let begun: &[u8] = if mid_event {
+                    b"data: {\"cho"
+                } else {
+                    b"data: {}\n\n"
+                };
+                let mut watch = crate::StreamWatch::new(dialect);
+                watch.feed(begun);
+                watch.feed(&error_event(dialect, &error, mid_event));
+                match watch.finish() {
+                    crate::StreamEnd::Error(seen) => assert_eq!(seen.message, error.message, "{dialect:?}"),
+                    end => panic!("{dialect:?}: {end:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn error_events_are_what_the_clients_read() {
+        let error = ApiError::new(ErrorCode::WorkerReset, "gone");
+        let event = |dialect| String::from_utf8(error_event(dialect, &error, false).to_vec()).unwrap();
+        let openai = r#"{"message":"gone","type":"server_error","param":null,"code":"WORKER_RESET"}"#;
+        assert_eq!(
+            event(Dialect::ChatCompletions),
+            format!("data: {{\"error\":{openai}}}\n\n")
+        );
+        assert_eq!(
+            event(Dialect::Messages),
+            "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"gone\"}}\n\n"
+        );
+        let first = format!(
+            "event: error\ndata: {{\"type\":\"error\",\"code\":\"WORKER_RESET\",\"message\":\"gone\",\"param\":null,\
+             \"error\":{openai}}}\n\n"
+        );
+        let second = format!(
+            "event: response.failed\ndata: {{\"type\":\"response.failed\",\"response\":{{\"object\":\"response\",\
+             \"status\":\"failed\",\"output\":[],\"error\":{openai}}}}}\n\n"
+        );
+        assert_eq!(event(Dialect::Responses), first + &second);
+    }
+
+    #[test]
+    fn an_engines_status_is_judged() {
+        let judge =
+            |status: u16| judge_engine_response(StatusCode::from_u16(status).unwrap(), &HeaderMap::new());
+        for (status, expect) in [
+            (200, Verdict::Pass),
+            (400, Verdict::Refused),
+            (413, Verdict::Refused),
+            (422, Verdict::Refused),
+            (501, Verdict::Refused),
+            (404, Verdict::PlaceAgain),
+            (429, Verdict::PlaceAgain),
+            (502, Verdict::PlaceAgain),
+            (503, Verdict::PlaceAgain),
+            (500, Verdict::Failed),
+            (302, Verdict::Failed),
+        ] {
+            assert_eq!(judge(status), expect, "{status}");
+        }
+        let mut headers = HeaderMap::new();
+        let refusal = HeaderValue::from_static("REPLICA_EXHAUSTED");
+        headers.insert(pool_registry_types::NODE_REFUSAL_HEADER, refusal);
+        assert_eq!(
+            judge_engine_response(StatusCode::BAD_REQUEST, &headers),
+            Verdict::PlaceAgain
+        );
+    }
+
+    #[test]
+    fn an_engines_words_are_kept() {
+        let check = |status, body: &str, code, message: &str| {
+            let error = engine_error(status, body.as_bytes());
+            assert_eq!((error.code, &*error.message), (code, message), "{body}");
+        };
+        let llama = |code: u16, kind: &str, message: &str| {
+            json!({"error": {"code": code, "message": message, "type": kind, "n_ctx": 512}}).to_string()
+        };
+        let (clients, engines) = (ErrorCode::InvalidParams, ErrorCode::WorkerReset);
+        check(
+            400,
+            &llama(400, "exceed_context_size_error", "too long"),
+            clients,
+            "too long",
+        );
+        check(
+            500,
+            &llama(500, "server_error", "Compute error."),
+            engines,
+            "Compute error.",
+        );
+        check(
+            503,
+            &llama(503, "unavailable_error", "Loading model"),
+            ErrorCode::ReplicaExhausted,
+            "Loading model",
+        );
+        check(
+            501,
+            &llama(501, "not_supported_error", "no embeddings"),
+            clients,
+            "no embeddings",
+        );
+        let blamed = "Failed to parse messages: type must be string, but is null";
+        check(500, &llama(500, "server_error", blamed), clients, blamed);
+        check(
+            500,
+            &llama(500, "server_error", "image input is not supported - hint"),
+            clients,
+            "image input is not supported - hint",
+        );
+        check(
+            404,
+            r#"{"object":"error","message":"no such model","code":404}"#,
+            engines,
+            "no such model",
+        );
+        check(422, r#"{"detail":"bad"}"#, clients, "bad");
+        check(400, r#"{"error":"bad"}"#, clients, "bad");
+        check(500, "out of memory", engines, "out of memory");
+        check(
+            502,
+            "<html>nginx</html>",
+            engines,
+            "the engine answered with status 502",
+        );
+        check(
+            500,
+            "{\"error\":{\"message\":\"cut",
+            engines,
+            "the engine answered with status 500",
+        );
+        check(500, "", engines, "the engine answered with status 500");
+        assert!(engine_error(500, "ä".repeat(5000).as_bytes()).message.len() <= ENGINE_MESSAGE_LEN_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), status: u16) {
+            engine_error(status, &bytes);
+        }
     }
 }

@@ -93,6 +93,25 @@ impl Leaves for () {
     fn string(&mut self, _inner: &str) {}
 }
 
+fn is_special(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+/// The first special byte among the eight in `word`, the lowest being the first.
+///
+/// The well-known tests for "a byte is zero" and "a byte is less than n" set the top bit of every byte that is; a borrow
+/// can set it wrongly only above one that is, so the lowest one is always right.
+fn first_special(word: u64) -> Option<usize> {
+    const ONES: u64 = u64::from_le_bytes([0x01; 8]);
+    const TOPS: u64 = u64::from_le_bytes([0x80; 8]);
+    let is_zero = |word: u64| word.wrapping_sub(ONES) & !word;
+    let control = word.wrapping_sub(ONES * 0x20) & !word;
+    let quote = is_zero(word ^ (ONES * u64::from(b'"')));
+    let backslash = is_zero(word ^ (ONES * u64::from(b'\\')));
+    let found = (control | quote | backslash) & TOPS;
+    (found != 0).then(|| found.trailing_zeros() as usize / 8)
+}
+
 /// Walks over one JSON text.
 #[derive(Clone, Debug)]
 pub(crate) struct Scanner<'a> {
@@ -360,17 +379,26 @@ impl<'a> Scanner<'a> {
 
     /// Goes to the next byte of a string that is not plain: a quote, a backslash or a control character.
     fn skip_plain(&mut self) {
-        const BLOCK: usize = 32;
-        let special = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
+        const BLOCK_LEN: usize = 32;
+        const WORD_LEN: usize = 8;
         let bytes = self.text.as_bytes();
         // No early exit within a block: so the compiler checks a block in a few vector instructions.
-        while let Some(block) = bytes.get(self.at..self.at + BLOCK) {
-            if block.iter().fold(false, |found, &byte| found | special(byte)) {
+        while let Some(block) = bytes.get(self.at..self.at + BLOCK_LEN) {
+            if block.iter().fold(false, |found, &byte| found | is_special(byte)) {
                 break;
             }
-            self.at += BLOCK;
+            self.at += BLOCK_LEN;
         }
-        while bytes.get(self.at).is_some_and(|&byte| !special(byte)) {
+        while let Some(word) = bytes.get(self.at..).and_then(|rest| rest.first_chunk::<WORD_LEN>()) {
+            match first_special(u64::from_le_bytes(*word)) {
+                Some(at) => {
+                    self.at += at;
+                    return;
+                }
+                None => self.at += WORD_LEN,
+            }
+        }
+        while bytes.get(self.at).is_some_and(|&byte| !is_special(byte)) {
             self.at += 1;
         }
     }
@@ -509,6 +537,12 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_first_special_byte_of_a_word_is_found(word: [u8; 8]) {
+            let expect = word.iter().position(|&byte| is_special(byte));
+            prop_assert_eq!(first_special(u64::from_le_bytes(word)), expect);
+        }
+
         #[test]
         fn agrees_with_serde_json_on_near_json(
             text in proptest::collection::vec(

@@ -439,3 +439,234 @@ impl Found {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use task_api::ErrorCode;
+
+    fn watched(dialect: Dialect, stream: &str, chunk_len: usize) -> (StreamEnd, StreamWatch) {
+        let mut watch = StreamWatch::new(dialect);
+        for chunk in stream.as_bytes().chunks(chunk_len) {
+            watch.feed(chunk);
+        }
+        (watch.finish(), watch)
+    }
+
+    fn ends(dialect: Dialect, stream: &str, expect: &StreamEnd) {
+        for chunk_len in [1, 2, 5, usize::MAX] {
+            assert_eq!(
+                &watched(dialect, stream, chunk_len).0,
+                expect,
+                "{stream:?} in chunks of {chunk_len}"
+            );
+        }
+    }
+
+    const CHAT: Dialect = Dialect::ChatCompletions;
+    const CUT: StreamEnd = StreamEnd::Cut { mid_event: false };
+    const CUT_INSIDE: StreamEnd = StreamEnd::Cut { mid_event: true };
+
+    #[test]
+    fn only_the_dialects_own_end_is_an_end() {
+        ends(CHAT, "", &CUT);
+        ends(CHAT, ": ping\n\n", &CUT);
+        ends(CHAT, "data: {}\n\n", &CUT);
+        ends(CHAT, "data: {}\n", &CUT_INSIDE);
+        ends(CHAT, "data: {}\n\ndata: {\"cho", &CUT_INSIDE);
+        ends(CHAT, "data: {}\n\ndata: [DONE]\n\n", &StreamEnd::Complete);
+        ends(CHAT, "data: {}\r\n\r\ndata: [DONE]\r\n\r\n", &StreamEnd::Complete);
+        ends(CHAT, "data:{}\r\rdata:[DONE]", &StreamEnd::Complete);
+        ends(
+            CHAT,
+            "data: {\"choices\":[{\"delta\":{\"content\":\"[DONE]\"}}]}\n\n",
+            &CUT,
+        );
+        ends(Dialect::Messages, "data: [DONE]\n\n", &CUT);
+        ends(
+            Dialect::Messages,
+            "event: message_stop\ndata: {}\n\n",
+            &StreamEnd::Complete,
+        );
+        ends(
+            Dialect::Messages,
+            "data: {\"type\":\"message_stop\"}\n\n",
+            &StreamEnd::Complete,
+        );
+        ends(
+            Dialect::Messages,
+            "data: { \"a\": 1, \"type\": \"message_stop\" }\n\n",
+            &StreamEnd::Complete,
+        );
+        ends(
+            Dialect::Messages,
+            "event: message_delta\ndata: {\"text\":\"message_stop\"}\n\n",
+            &CUT,
+        );
+        for end in ["completed", "incomplete"] {
+            let stream = format!("event: response.{end}\ndata: {{\"response\":{{}}}}\n\n");
+            ends(Dialect::Responses, &stream, &StreamEnd::Complete);
+        }
+        ends(
+            Dialect::Responses,
+            "data: {\"type\":\"response.created\"}\n\n",
+            &CUT,
+        );
+    }
+
+    #[test]
+    fn an_error_after_a_200_is_an_error() {
+        let failed = |dialect, stream: &str, code, message: &str| {
+            let expect = StreamEnd::Error(ApiError::new(code, message.to_owned()));
+            ends(dialect, stream, &expect);
+            ends(dialect, &format!("{stream}data: [DONE]\n\n"), &expect);
+        };
+        let error =
+            "data: {\"error\":{\"code\":500,\"message\":\"no memory\",\"type\":\"server_error\"}}\n\n";
+        for dialect in [CHAT, Dialect::Completions, Dialect::Responses, Dialect::Messages] {
+            failed(dialect, error, ErrorCode::WorkerReset, "no memory");
+            failed(
+                dialect,
+                &format!("event: error\n{error}"),
+                ErrorCode::WorkerReset,
+                "no memory",
+            );
+        }
+        let vllm = "data: {\"object\":\"error\",\"message\":\"too long\",\"code\":400}\n\n";
+        failed(CHAT, vllm, ErrorCode::InvalidParams, "too long");
+        let anthropic = "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\",\"message\":\"busy\"}}\n\n";
+        failed(Dialect::Messages, anthropic, ErrorCode::WorkerReset, "busy");
+        let response =
+            "data: {\"type\":\"response.failed\",\"response\":{\"error\":{\"message\":\"busy\"}}}\n\n";
+        failed(Dialect::Responses, response, ErrorCode::WorkerReset, "busy");
+        // llama.cpp's, which leaves out what Anthropic puts around it.
+        let bare = "event: error\ndata: {\"code\":500,\"message\":\"busy\",\"type\":\"server_error\"}\n\n";
+        failed(Dialect::Messages, bare, ErrorCode::WorkerReset, "busy");
+    }
+
+    #[test]
+    fn what_a_model_says_is_no_error() {
+        for text in ["error", "\\\"error\\\":{}", "x error", "\\\"usage\\\":{}"] {
+            let chunk = format!(
+                "data: {{\"error\":null,\"choices\":[{{\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n"
+            );
+            let (end, watch) = watched(CHAT, &format!("{chunk}data: [DONE]\n\n"), 9);
+            assert_eq!((end, watch.contents()), (StreamEnd::Complete, 1), "{text}");
+        }
+    }
+
+    #[test]
+    fn chunks_with_content_are_counted() {
+        let count = |dialect, data: &str| {
+            watched(dialect, &format!("data: {data}\n\n"), usize::MAX)
+                .1
+                .contents()
+        };
+        let delta = |delta: &str| {
+            count(
+                CHAT,
+                &format!("{{\"choices\":[{{\"index\":0,\"delta\":{delta}}}]}}"),
+            )
+        };
+        assert_eq!(delta("{\"content\":\"x\"}"), 1);
+        assert_eq!(delta(" { \"content\" : \"x\" }"), 1);
+        assert_eq!(delta("{\"role\":\"assistant\",\"content\":\"x\"}"), 1);
+        assert_eq!(delta("{\"reasoning_content\":\"x\"}"), 1);
+        assert_eq!(delta("{\"content\":null,\"reasoning_content\":\"x\"}"), 1);
+        assert_eq!(delta("{\"tool_calls\":[{\"index\":0}]}"), 1);
+        for nothing in [
+            "{}",
+            "{\"content\":\"\"}",
+            "{\"role\":\"assistant\",\"content\":null}",
+            "null",
+            "{\"content\":",
+        ] {
+            assert_eq!(delta(nothing), 0, "{nothing}");
+        }
+        assert_eq!(count(Dialect::Completions, "{\"choices\":[{\"text\":\"x\"}]}"), 1);
+        assert_eq!(count(Dialect::Completions, "{\"choices\":[{\"text\": \"\"}]}"), 0);
+        assert_eq!(count(Dialect::Messages, "{\"type\":\"content_block_delta\"}"), 1);
+        assert_eq!(
+            count(Dialect::Responses, "{\"type\":\"response.output_text.delta\"}"),
+            1
+        );
+        assert_eq!(
+            count(Dialect::Responses, "{\"type\":\"response.output_item.added\"}"),
+            0
+        );
+    }
+
+    #[test]
+    fn usage_is_the_engines_word() {
+        let used = |dialect, data: &str| {
+            let usage = watched(dialect, &format!("data: {data}\n\n"), 11).1.usage();
+            (usage.tokens_in, usage.tokens_out)
+        };
+        assert_eq!(used(CHAT, "{\"usage\":null}"), (None, Some(0)));
+        assert_eq!(
+            used(CHAT, "{\"usage\": {\"prompt_tokens\":3,\"completion_tokens\":4}}"),
+            (Some(3), Some(4))
+        );
+        assert_eq!(
+            used(
+                CHAT,
+                "{\"timings\":{\"cache_n\":2,\"prompt_n\":3,\"predicted_n\":4}}"
+            ),
+            (Some(5), Some(4))
+        );
+        let both =
+            "{\"usage\":{\"prompt_tokens\":9},\"timings\":{\"cache_n\":2,\"prompt_n\":3,\"predicted_n\":4}}";
+        assert_eq!(used(CHAT, both), (Some(9), Some(4)));
+        let messages = "{\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":1,\
+            \"cache_read_input_tokens\":6,\"output_tokens\":0}}}\n\ndata: {\"type\":\"message_delta\",\
+            \"usage\":{\"output_tokens\":8}}";
+        assert_eq!(used(Dialect::Messages, messages), (Some(7), Some(8)));
+        let responses = "{\"type\":\"response.completed\",\"response\":{\"tools\":[{\"usage\":{\"input_tokens\":99}}],\
+            \"usage\":{\"input_tokens\":3,\"output_tokens\":4}}}";
+        assert_eq!(used(Dialect::Responses, responses), (Some(3), Some(4)));
+    }
+
+    #[test]
+    fn an_endless_line_is_not_kept() {
+        let mut watch = StreamWatch::new(CHAT);
+        for _ in 0..64 {
+            watch.feed(&[b'x'; 64 * 1024]);
+        }
+        assert!(watch.lines.waiting_len() <= LINE_WATCHED_MAX);
+        watch.feed(b"\n\ndata: [DONE]\n\n");
+        assert_eq!(watch.finish(), StreamEnd::Complete);
+    }
+
+    proptest! {
+        #[test]
+        fn cuts_make_no_difference(
+            pieces in proptest::collection::vec(
+                prop_oneof![
+                    Just("data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}"), Just("\n\n"), Just("\n"), Just("\r"),
+                    Just("data: [DONE]"), Just("data: {\"error\":{\"message\":\"m\"}}"), Just("event: message_stop"),
+                    Just("event: error"), Just("data: {\"type\":\"content_block_delta\"}"), Just(":"), Just("é"),
+                    Just("data: {\"usage\":{\"prompt_tokens\":3}}"),
+                ],
+                0..16,
+            ),
+            chunk_len in 1usize..40,
+        ) {
+            let stream = pieces.concat();
+            for dialect in crate::dialect::DIALECTS {
+                let (one, other) = (watched(dialect, &stream, usize::MAX), watched(dialect, &stream, chunk_len));
+                prop_assert_eq!(one.0, other.0);
+                prop_assert_eq!(one.1.usage(), other.1.usage());
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            for dialect in crate::dialect::DIALECTS {
+                let mut watch = StreamWatch::new(dialect);
+                prop_assert!(watch.feed(&bytes) <= bytes.len());
+                watch.finish();
+            }
+        }
+    }
+}

@@ -3,7 +3,8 @@
 //! # How a setting is declared
 //!
 //! Once, as a field of a `clap::Args` struct. The field's name is the key in the file; `long` makes the flag, `env` the
-//! environment's name, `default_value` the default, the field's type (or `value_parser`) what is accepted.
+//! environment's name, `default_value` the default, the field's type (or `value_parser`) what is accepted. A flag without
+//! `env` is for one call: it is no setting, and the file cannot have it.
 //!
 //! ```
 //! use std::net::SocketAddr;
@@ -94,6 +95,8 @@ const SHARED_ALIASES: &[EnvAlias] = &[EnvAlias::same("log", "RUST_LOG")];
 pub trait Settings: clap::Args {
     /// The section of `remuda.toml`, and the program's name.
     const SECTION: &'static str;
+    /// What is typed before the flags, for `--help`: `engine-provisioner fetch`.
+    const PROGRAM: &'static str = Self::SECTION;
     /// One line for `--help`.
     const ABOUT: &'static str;
     /// Second names in the environment. The name given in `env = ".."` wins over these.
@@ -224,17 +227,16 @@ pub fn load<T: Settings>(sources: &Sources) -> Result<Loaded<T>, ConfigError> {
 pub fn problem<T: Settings>(setting: &str, text: impl Into<String>) -> ConfigError {
     let declared = Declared::of::<T>();
     let arg = declared
-        .settings()
+        .command
+        .get_arguments()
         .find(|arg| arg.get_id() == setting)
         .expect("the setting is declared");
-    let mut place = Vec::new();
-    place.extend(declared.env_names(setting).first().map(|name| (*name).to_owned()));
-    place.push(declared.flag(arg));
-    place.push(format!("`{}` in [{}]", setting, T::SECTION));
-    ConfigError::Invalid(vec![Problem {
-        place: place.join(", "),
-        text: text.into(),
-    }])
+    let flag = declared.flag(arg);
+    let place = match declared.env_names(setting).first() {
+        Some(name) => format!("{name}, {flag}, `{setting}` in [{}]", T::SECTION),
+        None => flag,
+    };
+    ConfigError::one(place, text)
 }
 
 /// A daemon's settings as declared, made ready for reading: what clap would do with the environment is done here, so
@@ -263,6 +265,7 @@ impl Declared {
                 "The settings file [default: {DEFAULT_FILE} in the working directory, if there]"
             ));
         let bare = Command::new(T::SECTION)
+            .bin_name(T::PROGRAM)
             .no_binary_name(true)
             .about(T::ABOUT)
             .version(env!("CARGO_PKG_VERSION"));
@@ -302,10 +305,11 @@ impl Declared {
         Self { command, environment }
     }
 
-    /// Everything that can be set: each argument with a long name.
+    /// Everything that can be set: what has a name in the environment. Other arguments are for this one call.
     fn settings(&self) -> impl Iterator<Item = &Arg> {
         self.command.get_arguments().filter(|arg| {
-            arg.get_long().is_some() && !matches!(arg.get_id().as_str(), "config" | "help" | "version")
+            let setting = arg.get_id().as_str();
+            arg.get_long().is_some() && setting != "config" && !self.env_names(setting).is_empty()
         })
     }
 

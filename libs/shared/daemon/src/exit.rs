@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
+
 use crate::config::ConfigError;
 use crate::listen::{ListenError, OpenBindRefused};
 use crate::tls::TlsError;
@@ -80,6 +82,12 @@ fn report(error: &(dyn Error + 'static)) {
     match error.downcast_ref::<ConfigError>() {
         // Whoever asked for help may have closed the pipe after the first lines.
         Some(config) if config.is_help() => drop(writeln!(std::io::stdout(), "{config}")),
+        // Nothing was asked for, so the help is the answer.
+        Some(ConfigError::Usage(usage))
+            if usage.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
+            drop(writeln!(std::io::stderr(), "{}", usage.render()));
+        }
         _ => drop(writeln!(std::io::stderr(), "error: {}", chain(error))),
     }
 }

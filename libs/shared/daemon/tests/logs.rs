@@ -56,7 +56,11 @@ fn says_something() {
     )
     .unwrap();
     assert!(!tracing_enabled(), "nobody takes spans");
-    assert_eq!(LevelFilter::current(), LevelFilter::INFO, "finer events cost one look at a number");
+    assert_eq!(
+        LevelFilter::current(),
+        LevelFilter::INFO,
+        "finer events cost one look at a number"
+    );
     let token = Secret::new("llorch-9f2c");
     let _task = tracing::info_span!("task", task_id = "task-17").entered();
     let _pool = tracing::info_span!("placement", pool_id = "pool-0").entered();

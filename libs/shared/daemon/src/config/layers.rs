@@ -97,7 +97,7 @@ fn from_file<T: Settings>(
             let known = declared.settings().map(|arg| arg.get_id().as_str());
             let hint = match nearest(&setting, known) {
                 Some(near) => format!("did you mean `{near}`?"),
-                None => format!("`{} --help` lists what there is", T::SECTION),
+                None => format!("`{} --help` lists what there is", T::PROGRAM),
             };
             let text = format!("unknown key `{}` in [{}]; {hint}", entry.key, T::SECTION);
             problems.push(Problem {
@@ -194,7 +194,7 @@ fn unknown_names<T: Settings>(declared: &Declared, sources: &Sources) -> Vec<Pro
         }
         let hint = match nearest(name, known.iter().copied()) {
             Some(near) => format!("did you mean {near}?"),
-            None => format!("`{} --help` lists what there is", T::SECTION),
+            None => format!("`{} --help` lists what there is", T::PROGRAM),
         };
         problems.push(Problem {
             place: name.to_owned(),

@@ -66,6 +66,10 @@ struct Sample {
     #[arg(long, env = "ORCHD_REQUIRED", required = true)]
     required: String,
 
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+
     #[command(flatten)]
     telemetry: TelemetrySettings,
 }
@@ -400,6 +404,10 @@ fn a_problem_seen_later_names_the_setting_fully() {
     assert_eq!(
         problem::<Sample>("addr", "is needed in the cloud").to_string(),
         "ORCHESTRATORD_ADDR, --addr, `addr` in [orchestratord]: is needed in the cloud"
+    );
+    assert_eq!(
+        problem::<Sample>("dry_run", "is not possible").to_string(),
+        "--dry-run: is not possible"
     );
 }
 

@@ -88,11 +88,24 @@ pub async fn accept_loop(
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let mut retry = ACCEPT_RETRY_MIN;
+    let mut is_full = false;
     loop {
-        let permit = tokio::select! {
-            biased;
-            () = shutdown.stopped() => return Ok(()),
-            permit = Arc::clone(&room).acquire_owned() => permit.expect("nobody closes the semaphore"),
+        let permit = match Arc::clone(&room).try_acquire_owned() {
+            Ok(permit) => {
+                is_full = false;
+                permit
+            }
+            Err(_) => {
+                if !is_full {
+                    tracing::warn!("as many connections are open as may be; more wait until one ends");
+                    is_full = true;
+                }
+                tokio::select! {
+                    biased;
+                    () = shutdown.stopped() => return Ok(()),
+                    permit = Arc::clone(&room).acquire_owned() => permit.expect("nobody closes the semaphore"),
+                }
+            }
         };
         let accepted = tokio::select! {
             biased;

@@ -1,12 +1,19 @@
 //! Getting what an engine needs before it can be started: its program and its model.
 
+mod archive;
+mod build;
 mod engine;
+mod package;
+mod run;
+mod unpack;
 
 use std::path::{Path, PathBuf};
 
 use model_store::{Progress, Source, SourceError, StoreError};
 
 pub use engine::{EngineError, EngineProgram, Origin, get_engine};
+pub use run::ToolError;
+pub use unpack::UnpackError;
 
 use crate::recipe::Recipe;
 use crate::settings::Settings;

@@ -139,6 +139,8 @@ pub struct PythonPackage {
     pub version: String,
     /// The source archive's SHA-256, in hex.
     pub sha256: String,
+    /// The module that its build code lies in: the `build-backend` of its `pyproject.toml`.
+    pub build_backend: String,
     /// The directory within, below the archive's first one, in which the engine's source lies.
     pub directory: PathBuf,
 }

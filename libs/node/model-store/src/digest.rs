@@ -23,6 +23,11 @@ impl Digest {
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
+
+    /// The digest of a file's content. Blocks the thread.
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        digest_file(path, |_| ()).map(|(digester, _)| digester.finish())
+    }
 }
 
 /// Digests what comes piece by piece.

@@ -8,6 +8,7 @@ mod answer;
 mod cli;
 mod client;
 mod commands;
+mod demo;
 mod failure;
 mod output;
 mod paths;

@@ -6,14 +6,15 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
-/// The store, the models and private certificates: `$XDG_DATA_HOME/remuda`, or `~/.local/share/remuda`.
+/// The store and private certificates: `$XDG_DATA_HOME/remuda`, or `~/.local/share/remuda`.
 pub(crate) fn data_directory() -> Result<PathBuf> {
     directory("XDG_DATA_HOME", ".local/share")
 }
 
-/// Engines that were built, and half-finished downloads: `$XDG_CACHE_HOME/remuda`, or `~/.cache/remuda`.
-pub(crate) fn cache_directory() -> Result<PathBuf> {
-    directory("XDG_CACHE_HOME", ".cache")
+/// Models, engines that were built, half-finished downloads: the setting of the provisioner, else the user's.
+pub(crate) fn cache_directory() -> PathBuf {
+    let set = env::var_os("ENGINE_PROVISIONER_CACHE_DIR").filter(|path| !path.is_empty());
+    set.map_or_else(model_store::default_cache_dir, PathBuf::from)
 }
 
 fn directory(variable: &str, below_home: &str) -> Result<PathBuf> {
@@ -29,10 +30,8 @@ fn directory(variable: &str, below_home: &str) -> Result<PathBuf> {
     Ok(base.join("remuda"))
 }
 
-/// The store's file.
-pub(crate) fn store_file() -> Result<PathBuf> {
-    Ok(data_directory()?.join("remuda.db"))
-}
+/// The store's file in the data directory.
+pub(crate) const STORE_FILE: &str = "remuda.db";
 
 /// Where `remuda certs` keeps the private CA and its certificates.
 pub(crate) fn certs_directory() -> Result<PathBuf> {

@@ -1,6 +1,8 @@
 //! A control plane that breaks off: what the command line makes of it. The server here is scripted, because a real one
 //! breaks off only when it is killed at the right moment.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};

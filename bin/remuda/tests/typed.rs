@@ -1,5 +1,7 @@
 //! What a person reads who types something wrong, and what the exit code says: compared with `typed.txt`.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
 use std::process::{Command, Stdio};
 
 const CASES: &[&[&str]] = &[

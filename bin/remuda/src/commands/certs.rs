@@ -62,7 +62,7 @@ enum Action {
         force: bool,
     },
     /// Show certificates: whose they are, who signed them, until when they are valid
-    #[command(after_help = "Examples:\n  remuda certs show\n  remuda certs show /etc/remuda/node.crt")]
+    #[command(after_help = "Examples:\n  remuda certs show\n  remuda certs show /etc/remuda/node.pem")]
     Show {
         /// Files in PEM form [default: all in the directory]
         files: Vec<PathBuf>,
@@ -81,8 +81,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
             print_written(&written, json)?;
             if !json {
                 anstream::eprintln!(
-                    "Give ca.crt to every machine; the key stays here.\nNext: remuda certs issue control-plane --host \
-                     HOST, then one per node"
+                    "Give {} to every machine; its key stays here.
+Next: remuda certs issue control-plane --host \
+                     HOST, then one for each node",
+                    written.cert.display()
                 );
             }
             Ok(())

@@ -31,15 +31,15 @@ pub(crate) struct Arguments {
     #[arg(long, global = true)]
     json: bool,
 
-    /// The store's file [default: remuda.db in the data directory]
+    /// The control plane's data directory [default: the user's]
     #[arg(
         long,
         global = true,
-        value_name = "FILE",
-        env = "ORCHD_STORE_PATH",
+        value_name = "DIRECTORY",
+        env = "ORCHD_DATA_DIR",
         hide_env_values = true
     )]
-    store: Option<PathBuf>,
+    data_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -95,13 +95,12 @@ impl From<RoleName> for Role {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<()> {
-    let path = match arguments.store {
-        Some(path) => path,
-        None => paths::store_file()?,
+    let directory = match arguments.data_dir {
+        Some(directory) => directory,
+        None => paths::data_directory()?,
     };
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
-    }
+    std::fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    let path = directory.join(paths::STORE_FILE);
     let store = Store::open_beside(StoreSettings::new(path))?;
     block_on(async {
         let outcome = act(&store, arguments.action, arguments.json).await;

@@ -8,15 +8,27 @@ use super::Finding;
 use crate::paths;
 
 const PROGRAM: &str = "llama-server";
+const SETTING: &str = "ENGINE_PROVISIONER_PROGRAM";
 
 /// An engine that is there needs nothing else; otherwise everything that building one takes is looked at.
 pub(super) fn check() -> Vec<Finding> {
+    if let Some(path) = env::var_os(SETTING)
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+    {
+        return vec![match path.is_file() {
+            true => Finding::ok("engine", format!("{}, as {SETTING} says", path.display())),
+            false => Finding::problem(
+                "engine",
+                format!("{SETTING} names {}, and no file is there", path.display()),
+                "name the program, or unset it: then one is looked for and built if need be",
+            ),
+        }];
+    }
     if let Some(path) = on_path(PROGRAM) {
         return vec![Finding::ok("engine", format!("{} on PATH", path.display()))];
     }
-    let built = paths::cache_directory()
-        .ok()
-        .and_then(|cache| find_program(&cache.join("engines"), 4));
+    let built = find_program(&paths::cache_directory().join("engines"), 4);
     if let Some(path) = built {
         return vec![Finding::ok("engine", format!("{} in the cache", path.display()))];
     }

@@ -7,7 +7,10 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pool_registry_types::Dialect;
 use serde_json::{Value, json};
 
-const RULES: RequestRules = RequestRules { model_required: true, media_allowed: false };
+const RULES: RequestRules = RequestRules {
+    model_required: true,
+    media_allowed: false,
+};
 
 fn chat_body(len: usize) -> Vec<u8> {
     let body = json!({
@@ -59,7 +62,10 @@ fn requests(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(long.len() as u64));
     group.bench_function("rewrite_2k", |bencher| {
         let facts = read_request(Dialect::ChatCompletions, &long, &RULES).unwrap();
-        let rewrite = Rewrite { stream: true, model: Some("engine-name") };
+        let rewrite = Rewrite {
+            stream: true,
+            model: Some("engine-name"),
+        };
         bencher.iter(|| facts.places.rewrite(black_box(&long), &rewrite));
     });
     group.finish();
@@ -101,7 +107,10 @@ fn streams(criterion: &mut Criterion) {
         let (head, tail) = openai.split_at(100);
         bencher.iter(|| watch.feed(black_box(head)) + watch.feed(black_box(tail)));
     });
-    let whole: Vec<u8> = std::iter::repeat_n(openai.clone(), 100).flatten().chain(*b"data: [DONE]\n\n").collect();
+    let whole: Vec<u8> = std::iter::repeat_n(openai.clone(), 100)
+        .flatten()
+        .chain(*b"data: [DONE]\n\n")
+        .collect();
     group.throughput(Throughput::Elements(100));
     group.bench_function("assemble_chat_100_chunks", |bencher| {
         bencher.iter(|| {

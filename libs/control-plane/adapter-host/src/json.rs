@@ -379,23 +379,31 @@ impl<'a> Scanner<'a> {
 
     /// Goes to the next byte of a string that is not plain: a quote, a backslash or a control character.
     fn skip_plain(&mut self) {
-        const BLOCK_LEN: usize = 32;
         const WORD_LEN: usize = 8;
+        /// So many words before blocks: keys, short values and what stands between escapes are over by then.
+        const WORDS_FIRST: usize = 4;
+        const BLOCK_LEN: usize = 32;
         let bytes = self.text.as_bytes();
-        // No early exit within a block: so the compiler checks a block in a few vector instructions.
-        while let Some(block) = bytes.get(self.at..self.at + BLOCK_LEN) {
-            if block.iter().fold(false, |found, &byte| found | is_special(byte)) {
-                break;
-            }
-            self.at += BLOCK_LEN;
-        }
-        while let Some(word) = bytes.get(self.at..).and_then(|rest| rest.first_chunk::<WORD_LEN>()) {
-            match first_special(u64::from_le_bytes(*word)) {
-                Some(at) => {
+        'words: loop {
+            for _ in 0..WORDS_FIRST {
+                let Some(word) = bytes
+                    .get(self.at..)
+                    .and_then(|rest| rest.first_chunk::<WORD_LEN>())
+                else {
+                    break 'words;
+                };
+                if let Some(at) = first_special(u64::from_le_bytes(*word)) {
                     self.at += at;
                     return;
                 }
-                None => self.at += WORD_LEN,
+                self.at += WORD_LEN;
+            }
+            // No early exit within a block: so the compiler checks a block in a few vector instructions.
+            while let Some(block) = bytes.get(self.at..self.at + BLOCK_LEN) {
+                if block.iter().fold(false, |found, &byte| found | is_special(byte)) {
+                    break;
+                }
+                self.at += BLOCK_LEN;
             }
         }
         while bytes.get(self.at).is_some_and(|&byte| !is_special(byte)) {

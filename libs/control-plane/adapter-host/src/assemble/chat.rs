@@ -93,17 +93,10 @@ impl Chat {
 
     /// Takes one choice of a chunk and gives its index.
     fn choice(&mut self, scanner: &mut Scanner<'_>) -> Result<u64, AssembleError> {
-        let raw = scanner.raw()?;
-        let mut index = 0;
-        each(raw, |scanner, key| {
-            let value = scanner.raw()?;
-            if key == "index" {
-                index = value.parse().unwrap_or(0);
-            }
-            Ok(())
-        })?;
+        let mut again = scanner.clone();
+        let index = index_of(scanner, 0)?;
         let choice = self.choices.at(index)?;
-        each(raw, |scanner, key| match key {
+        each_of(&mut again, |scanner, key| match key {
             "index" => Ok(scanner.skip(&mut ()).map(|_| ())?),
             "delta" if scanner.kind()? == Kind::Object => choice.delta(scanner),
             "text" => choice.members.append_value("text", scanner),
@@ -187,17 +180,10 @@ impl Choice {
 
     /// A piece of a tool call; one without an index is the one at its position.
     fn tool_call(&mut self, scanner: &mut Scanner<'_>, position: usize) -> Result<(), AssembleError> {
-        let raw = scanner.raw()?;
-        let mut index = position as u64;
-        each(raw, |scanner, key| {
-            let value = scanner.raw()?;
-            if key == "index" {
-                index = value.parse().unwrap_or(index);
-            }
-            Ok(())
-        })?;
+        let mut again = scanner.clone();
+        let index = index_of(scanner, position as u64)?;
         let call = self.tool_calls.at(index)?;
-        each(raw, |scanner, key| match key {
+        each_of(&mut again, |scanner, key| match key {
             "index" => Ok(scanner.skip(&mut ()).map(|_| ())?),
             "function" if scanner.kind()? == Kind::Object => each_of(scanner, |scanner, key| match key {
                 "arguments" => call.function.append_value(key, scanner),
@@ -258,4 +244,17 @@ impl Choice {
         });
         out
     }
+}
+
+/// Takes an object and gives its `index`, wherever in it that stands.
+fn index_of(scanner: &mut Scanner<'_>, without: u64) -> Result<u64, AssembleError> {
+    let mut index = without;
+    each_of(scanner, |scanner, key| {
+        let value = scanner.raw()?;
+        if key == "index" {
+            index = value.parse().unwrap_or(without);
+        }
+        Ok(())
+    })?;
+    Ok(index)
 }

@@ -24,6 +24,21 @@ pub enum StoreError {
         /// What this version knows.
         known: i64,
     },
+    /// Another control plane has the file.
+    #[error("the store {} is in use by another control plane", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file or its directory cannot be made.
+    #[error("cannot make the store {}", path.display())]
+    Make {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// SQLite refused.
     #[error("the store could not {doing}")]
     Sql {
@@ -47,6 +62,14 @@ pub enum StoreError {
     BadKeyField {
         /// Which.
         field: &'static str,
+    },
+    /// A key in the settings cannot be read. Does not show it.
+    #[error("key {number} of the list {why}")]
+    BadKeyList {
+        /// Which, counted from 1.
+        number: usize,
+        /// Why.
+        why: &'static str,
     },
     /// Too many requests wait for the store.
     #[error("too much waits for the store")]

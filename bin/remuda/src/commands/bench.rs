@@ -95,9 +95,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     bar.finish_and_clear();
     let report = report(model, arguments.concurrency, &seen, began.elapsed());
     if arguments.json {
-        print_json(&report)?
+        print_json(&report)?;
     } else {
-        print(&report)?
+        print(&report)?;
     }
     if report.succeeded == 0 {
         return Err(Failure::new(Exit::Failed, "no request succeeded").into());

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Subcommand;
 use pool_registry_types::NodeView;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::client::{Client, ControlPlane, list_of, segment};
 use crate::commands::{confirm, interruptible};
@@ -38,6 +38,18 @@ enum Action {
         /// Which node
         node: String,
     },
+    /// Give a node no new tasks; what it has is finished
+    #[command(after_help = "Example:\n  remuda nodes drain gpu1")]
+    Drain {
+        /// Which node
+        node: String,
+    },
+    /// Give a drained node new tasks again
+    #[command(after_help = "Example:\n  remuda nodes undrain gpu1")]
+    Undrain {
+        /// Which node
+        node: String,
+    },
     /// Forget a node; one that still runs registers again
     #[command(after_help = "Example:\n  remuda nodes remove gpu1 --yes")]
     Remove {
@@ -56,6 +68,15 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         match arguments.action.unwrap_or(Action::List) {
             Action::List => list(&fetch(&client).await?, json),
             Action::Show { node } => show(&find(&client, &node).await?, json),
+            Action::Drain { node } => client
+                .post::<Value>(&format!("/v2/nodes/{}/drain", segment(&node)), &json!({}))
+                .await
+                .map(|_| ()),
+            Action::Undrain { node } => {
+                client
+                    .delete(&format!("/v2/nodes/{}/drain", segment(&node)))
+                    .await
+            }
             Action::Remove { node, yes } => {
                 find(&client, &node).await?;
                 confirm(&format!("Forget node {node:?}?"), yes)?;
@@ -194,15 +215,13 @@ fn show(node: &NodeView, json: bool) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::output::plain;
 
     #[test]
     fn the_table_shows_who_is_alive_and_where_there_is_room() {
         let pool = json!({"pool_id": "demo", "ready": true, "slots_total": 4, "slots_free": 3});
-        let node = |id: &str, state: &str, ms: u64, pools: serde_json::Value| {
+        let node = |id: &str, state: &str, ms: u64, pools: Value| {
             json!({"node_id": id, "machine_id": "m", "address": "https://h:9200", "state": state, "last_seen": "",
                 "last_seen_ms_ago": ms, "version": "0.1.0", "capabilities": {}, "pools": pools})
         };

@@ -5,11 +5,13 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Subcommand;
 use serde_json::{Value, json};
+use task_api::PoolView;
 
 use crate::client::{Client, ControlPlane, list_of, segment};
 use crate::commands::interruptible;
 use crate::commands::tasks::parse_duration;
-use crate::output::{print_json, print_table, state_cell, table};
+use crate::failure::{Exit, Failure};
+use crate::output::{name_of, print_json, print_table, state_cell, table};
 
 /// Show, drain and reload pools
 #[derive(Debug, clap::Args)]
@@ -47,6 +49,12 @@ enum Action {
         #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
         deadline: Duration,
     },
+    /// Give a drained pool new tasks again
+    #[command(after_help = "Example:\n  remuda pools undrain demo")]
+    Undrain {
+        /// Which pool
+        pool: String,
+    },
     /// Start the pool's engines anew; the old ones serve until the new ones answer
     #[command(after_help = "Example:\n  remuda pools reload demo")]
     Reload {
@@ -66,6 +74,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
                 let body = json!({"deadline_ms": deadline.as_millis()});
                 order(&client, &pool, "drain", &body, json).await
             }
+            Action::Undrain { pool } => client.delete(&format!("{}/drain", path(&pool))).await,
             Action::Reload { pool } => order(&client, &pool, "reload", &json!({}), json).await,
         }
     })
@@ -77,78 +86,48 @@ fn path(pool: &str) -> String {
 }
 
 async fn order(client: &Client, pool: &str, verb: &str, body: &Value, json: bool) -> Result<()> {
-    let answer: Value = client.post(&format!("{}/{verb}", path(pool)), body).await?;
+    let told: Value = client.post(&format!("{}/{verb}", path(pool)), body).await?;
     if json {
-        return print_json(&answer);
+        print_json(&told)?;
+    }
+    let failed: Vec<_> = told["failed"].as_array().into_iter().flatten().collect();
+    for node in &failed {
+        let text = |key: &str| node[key].as_str().unwrap_or("?").to_owned();
+        anstream::eprintln!("node {}: {}", text("node_id"), text("message"));
+    }
+    if !failed.is_empty() {
+        return Err(Failure::new(Exit::Failed, format!("{} nodes could not be told", failed.len())).into());
     }
     anstream::eprintln!("{verb} of {pool} has begun; watch it with `remuda pools show {pool}`");
     Ok(())
 }
 
-/// A pool as a control plane tells of it. Read with defaults, so that another version's answer can be shown too.
-#[derive(Debug, serde::Deserialize)]
-struct Pool {
-    #[serde(alias = "id")]
-    pool_id: String,
-    #[serde(default)]
-    ready: Option<bool>,
-    #[serde(default)]
-    draining: bool,
-    #[serde(default)]
-    slots_total: u32,
-    #[serde(default)]
-    slots_free: u32,
-    #[serde(default)]
-    models: Vec<Value>,
-    #[serde(default)]
-    queued: Option<u32>,
-    #[serde(default)]
-    replicas: Vec<Replica>,
-    #[serde(default)]
-    last_error: Option<String>,
+fn state(pool: &PoolView) -> &'static str {
+    match (pool.draining, pool.ready) {
+        (true, _) => "draining",
+        (false, true) => "ready",
+        (false, false) => "not ready",
+    }
 }
 
-#[derive(Debug, serde::Deserialize)]
-struct Replica {
-    replica_id: String,
-    #[serde(default)]
-    node_id: String,
-    #[serde(default)]
-    state: String,
-    #[serde(default)]
-    engine: String,
-    #[serde(default)]
-    slots_total: u32,
-    #[serde(default)]
-    slots_free: u32,
-    #[serde(default)]
-    last_error: Option<String>,
-}
-
-impl Pool {
-    fn state(&self) -> &'static str {
-        let ready = self
-            .ready
-            .unwrap_or_else(|| self.replicas.iter().any(|replica| replica.state == "ready"));
-        match (self.draining, ready) {
-            (true, _) => "draining",
-            (false, true) => "ready",
-            (false, false) => "not ready",
-        }
-    }
-
-    fn models(&self) -> String {
-        let name = |model: &Value| model.as_str().or_else(|| model["id"].as_str()).map(str::to_owned);
-        self.models.iter().filter_map(name).collect::<Vec<_>>().join(", ")
-    }
+fn models(pool: &PoolView) -> String {
+    pool.models
+        .iter()
+        .map(|model| model.id.as_str())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 async fn list(client: &Client, json: bool) -> Result<()> {
     let answer: Value = client.get("/v2/pools").await?;
+    let pools: Vec<PoolView> = list_of(answer, "pools")?;
     if json {
-        return print_json(&answer);
+        return print_json(&pools);
     }
-    let pools: Vec<Pool> = list_of(answer, "pools")?;
+    print_table(&pools_table(&pools), "no pools yet; a node brings them")
+}
+
+fn pools_table(pools: &[PoolView]) -> comfy_table::Table {
     let mut table = table(&[
         "POOL",
         "STATE",
@@ -158,31 +137,28 @@ async fn list(client: &Client, json: bool) -> Result<()> {
         "QUEUED",
         "LAST ERROR",
     ]);
-    for pool in &pools {
+    for pool in pools {
         table.add_row([
             pool.pool_id.as_str().into(),
-            state_cell(pool.state()),
-            pool.models().into(),
+            state_cell(state(pool)),
+            models(pool).into(),
             pool.replicas.len().to_string().into(),
             format!("{} of {}", pool.slots_free, pool.slots_total).into(),
-            pool.queued
-                .map(|queued| queued.to_string())
-                .unwrap_or_default()
-                .into(),
+            pool.queued.to_string().into(),
             comfy_table::Cell::new(pool.last_error.as_deref().unwrap_or("")),
         ]);
     }
-    print_table(&table, "no pools yet; a node brings them")
+    table
 }
 
-fn show(answer: &Value, json: bool) -> Result<()> {
+fn show(pool: &PoolView, json: bool) -> Result<()> {
     if json {
-        return print_json(answer);
+        return print_json(pool);
     }
-    let pool: Pool = serde_json::from_value(answer.clone())?;
-    let mut facts = table(&["POOL", &pool.pool_id]);
-    facts.add_row(["state".into(), state_cell(pool.state())]);
-    facts.add_row(["models", &pool.models()]);
+    let mut facts = table(&["POOL", pool.pool_id.as_str()]);
+    facts.add_row(["state".into(), state_cell(state(pool))]);
+    facts.add_row(["models", &models(pool)]);
+    facts.add_row(["queued", &pool.queued.to_string()]);
     facts.add_row([
         "slots free",
         &format!("{} of {}", pool.slots_free, pool.slots_total),
@@ -194,10 +170,15 @@ fn show(answer: &Value, json: bool) -> Result<()> {
     anstream::println!();
     let mut replicas = table(&["REPLICA", "NODE", "STATE", "ENGINE", "SLOTS FREE", "LAST ERROR"]);
     for replica in &pool.replicas {
+        let replica_state = name_of(&replica.state);
         replicas.add_row([
             replica.replica_id.as_str().into(),
             replica.node_id.as_str().into(),
-            state_cell(&replica.state),
+            state_cell(if replica.taken_out {
+                "taken out"
+            } else {
+                &replica_state
+            }),
             replica.engine.as_str().into(),
             format!("{} of {}", replica.slots_free, replica.slots_total).into(),
             comfy_table::Cell::new(replica.last_error.as_deref().unwrap_or("")),

@@ -17,16 +17,21 @@
 //! - one node per runtime directory, by a lock that ends with its process.
 
 mod attend;
+mod callbacks;
 mod door;
 mod fleet;
 mod gpu;
 mod machine;
+mod metrics;
 mod node;
 pub mod plan;
 mod pools;
 pub mod probe;
 mod reconcile;
 mod replica;
+mod serve;
+mod server;
+mod settings;
 mod slots;
 mod sources;
 
@@ -37,3 +42,5 @@ pub use machine::host_name;
 pub use node::{CommandError, LOCK_FILE, Node, NodeConfig, NodeControl, NodeHandle, StartError};
 pub use pools::{Pool, PoolSettings, PoolsError};
 pub use reconcile::{Asking, DRAIN_DEFAULT, UnknownPool};
+pub use serve::{DaemonError, run};
+pub use settings::{NodeIdentity, Settings};

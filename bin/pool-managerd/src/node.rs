@@ -302,6 +302,13 @@ impl NodeControl {
         .await
     }
 
+    /// Takes a drain back.
+    pub async fn undrain(&self, pool: &PoolId) -> Result<(), CommandError> {
+        let (reply, answer) = oneshot::channel();
+        let pool = pool.clone();
+        self.send(Command::Undrain { pool, reply }, answer).await
+    }
+
     /// Replaces a pool's engines; the old ones serve until the new ones answer.
     pub async fn reload(&self, pool: &PoolId) -> Result<(), CommandError> {
         let (reply, answer) = oneshot::channel();

@@ -53,6 +53,10 @@ pub(crate) enum Command {
         deadline: Duration,
         reply: oneshot::Sender<Result<(), UnknownPool>>,
     },
+    Undrain {
+        pool: PoolId,
+        reply: oneshot::Sender<Result<(), UnknownPool>>,
+    },
     Reload {
         pool: PoolId,
         reply: oneshot::Sender<Result<(), UnknownPool>>,
@@ -128,6 +132,9 @@ impl Reconciler {
                     Some(Command::Drain { pool, deadline, reply }) => {
                         // A caller that has gone does not want to know.
                         let _ = reply.send(self.drain(&pool, deadline));
+                    }
+                    Some(Command::Undrain { pool, reply }) => {
+                        let _ = reply.send(self.undrain(&pool));
                     }
                     Some(Command::Reload { pool, reply }) => {
                         let _ = reply.send(self.reload(&pool));
@@ -423,6 +430,16 @@ impl Reconciler {
             if id == pool {
                 attended.replica.set_draining(true);
             }
+        }
+        Ok(())
+    }
+
+    /// Takes tasks again; what is on its way out and has not been ended stays.
+    fn undrain(&mut self, pool: &PoolId) -> Result<(), UnknownPool> {
+        self.known(pool)?;
+        if self.state.drained.remove(pool).is_some() {
+            tracing::info!(pool_id = %pool, "the pool takes tasks again");
+            self.state.leaving.retain(|(id, _), _| id != pool);
         }
         Ok(())
     }

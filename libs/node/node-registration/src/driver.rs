@@ -310,7 +310,7 @@ impl Peer {
         match standing {
             Standing::Registered => tracing::info!(control_plane, "registered"),
             Standing::Refused(why) => {
-                tracing::error!(control_plane, why, "the control plane refuses this node")
+                tracing::error!(control_plane, why, "the control plane refuses this node");
             }
             Standing::Trying(why) => tracing::warn!(control_plane, why, "not registered; trying again"),
         }

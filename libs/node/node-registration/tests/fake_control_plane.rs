@@ -1,6 +1,8 @@
 //! Registration against a fake control plane on loopback. It is a fake because the real one would drag the whole
 //! workspace in; black-box tests run the two against each other.
 
+#![expect(clippy::unwrap_used, reason = "a broken assumption fails the test")]
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU16, Ordering};

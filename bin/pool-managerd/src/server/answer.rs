@@ -1,0 +1,77 @@
+//! Answers and their bodies.
+
+use std::borrow::Cow;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use serde::Serialize;
+use task_api::{ApiError, ErrorCode};
+
+use crate::door::{DoorBody, DoorBodyError};
+
+/// What the server sends: its own words, or an engine's as they come.
+pub enum ServerBody {
+    /// The node's own.
+    Own(Full<Bytes>),
+    /// An engine's.
+    Engine(DoorBody),
+}
+
+impl Body for ServerBody {
+    type Data = Bytes;
+    type Error = DoorBodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, DoorBodyError>>> {
+        match self.get_mut() {
+            Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Engine(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(body) => body.is_end_stream(),
+            Self::Engine(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(body) => body.size_hint(),
+            Self::Engine(body) => body.size_hint(),
+        }
+    }
+}
+
+pub(super) fn text(content_type: &'static str, text: impl Into<Bytes>) -> Response<ServerBody> {
+    let mut response = Response::new(ServerBody::Own(Full::new(text.into())));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+pub(super) fn json(status: u16, value: &impl Serialize) -> Response<ServerBody> {
+    let bytes = serde_json::to_vec(value).expect("answers are made of texts, numbers and lists");
+    let mut response = text("application/json", bytes);
+    *response.status_mut() = StatusCode::from_u16(status).expect("the status is one of ours");
+    response
+}
+
+pub(super) fn empty(status: StatusCode) -> Response<ServerBody> {
+    let mut response = Response::new(ServerBody::Own(Full::default()));
+    *response.status_mut() = status;
+    response
+}
+
+pub(super) fn error(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Response<ServerBody> {
+    json(code.http_status(), &ApiError::new(code, message).body(None))
+}

@@ -257,3 +257,157 @@ fn texts_of(scanner: &mut Scanner<'_>, depth: u8, text: &mut impl FnMut(String))
         _ => scanner.skip(&mut ()).map(|_| ()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn task(value: Value) -> TaskRequest {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn asked(value: Value, dialect: Dialect, expect: &Value) {
+        let request = engine_request(&task(value), "m", false).unwrap();
+        assert_eq!(
+            (request.dialect, request.path),
+            (dialect, path_of_dialect(dialect))
+        );
+        assert_eq!(request.streams, can_stream(dialect));
+        assert_eq!(&serde_json::from_slice::<Value>(&request.body).unwrap(), expect);
+    }
+
+    #[test]
+    fn a_task_is_written_in_the_engines_words() {
+        let usage = json!({"include_usage": true});
+        asked(
+            json!({"workload": "chat", "model": "x", "prompt": "hi", "max_tokens": 5, "seed": 1}),
+            Dialect::ChatCompletions,
+            &json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "seed": 1,
+                "stream": true, "stream_options": usage}),
+        );
+        let messages = json!([{"role": "system", "content": "s"}, {"role": "user", "content": "u", "x": 1}]);
+        asked(
+            json!({"workload": "chat", "model": "x", "messages": messages}),
+            Dialect::ChatCompletions,
+            &json!({"model": "m", "messages": messages, "stream": true, "stream_options": usage}),
+        );
+        asked(
+            json!({"workload": "completion", "model": "x", "prompt": "p"}),
+            Dialect::Completions,
+            &json!({"model": "m", "prompt": "p", "stream": true, "stream_options": usage}),
+        );
+        asked(
+            json!({"workload": "embedding", "model": "x", "input": ["a", "b"], "max_tokens": 5}),
+            Dialect::Embeddings,
+            &json!({"model": "m", "input": ["a", "b"]}),
+        );
+        asked(
+            json!({"workload": "rerank", "model": "x", "prompt": "q", "input": ["a", "b"]}),
+            Dialect::Rerank,
+            &json!({"model": "m", "query": "q", "documents": ["a", "b"]}),
+        );
+    }
+
+    #[test]
+    fn what_no_engine_could_read_is_refused_in_the_tasks_words() {
+        let check = |value: Value, param: &str, message: &str| {
+            let error = engine_request(&task(value), "m", false).unwrap_err();
+            assert_eq!((error.param.as_deref(), &*error.message), (Some(param), message));
+        };
+        check(
+            json!({"workload": "chat", "model": "x", "messages": [{"role": "user"}]}),
+            "messages[0].content",
+            "messages[0].content is required",
+        );
+        check(
+            json!({"workload": "embedding", "model": "x", "input": []}),
+            "input",
+            "input must not be empty",
+        );
+        check(
+            json!({"workload": "rerank", "model": "x", "prompt": "q", "input": [1]}),
+            "input[0]",
+            "input[0] must be a string or an object",
+        );
+    }
+
+    fn read(dialect: Dialect, body: &str, chunk_len: usize) -> (Vec<Event>, Result<TokenUsage, ApiError>) {
+        let mut reader = TaskReader::new(dialect);
+        let mut events = Vec::new();
+        for chunk in body.as_bytes().chunks(chunk_len) {
+            if let Err(error) = reader.feed(chunk, |event| events.push(event)) {
+                return (events, Err(error));
+            }
+        }
+        let end = reader.finish(|event| events.push(event));
+        (events, end)
+    }
+
+    fn token(t: &str, i: u32) -> Event {
+        Event::Token { t: t.to_owned(), i }
+    }
+
+    #[test]
+    fn a_stream_becomes_tokens() {
+        let chunk = |delta: &str| format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{delta}}}]}}\n\n");
+        let said = [
+            chunk("{\"role\":\"assistant\",\"content\":null}"),
+            chunk("{\"reasoning_content\":\"hm\"}"),
+            chunk("{\"content\":\"2\\n\"}"),
+            chunk("{\"content\":\"01\"}"),
+            chunk("{}"),
+        ]
+        .concat();
+        let tokens = vec![token("2\n", 0), token("01", 1)];
+        let told = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":4}}\n\n";
+        let usage = |tokens_in, tokens_out| {
+            Ok(TokenUsage {
+                tokens_in,
+                tokens_out,
+            })
+        };
+        for chunk_len in [1, 10, usize::MAX] {
+            let whole = format!("{said}{told}data: [DONE]\n\n");
+            let expect = (tokens.clone(), usage(Some(7), Some(4)));
+            assert_eq!(read(Dialect::ChatCompletions, &whole, chunk_len), expect);
+            let untold = format!("{said}data: [DONE]\n\n");
+            let expect = (tokens.clone(), usage(None, Some(3)));
+            assert_eq!(read(Dialect::ChatCompletions, &untold, chunk_len), expect);
+            let (events, end) = read(Dialect::ChatCompletions, &said, chunk_len);
+            assert_eq!(
+                (events, end.unwrap_err().code),
+                (tokens.clone(), ErrorCode::WorkerReset)
+            );
+            let failed = format!("{said}data: {{\"error\":{{\"message\":\"m\"}}}}\n\n");
+            let (events, end) = read(Dialect::ChatCompletions, &failed, chunk_len);
+            assert_eq!((events, &*end.unwrap_err().message), (tokens.clone(), "m"));
+        }
+        let text = "data: {\"choices\":[{\"text\":\"a\"},{\"text\":\"b\"}]}\n\ndata: [DONE]\n\n";
+        assert_eq!(
+            read(Dialect::Completions, text, 3).0,
+            vec![token("a", 0), token("b", 1)]
+        );
+    }
+
+    #[test]
+    fn an_answer_that_is_no_text_is_one_output() {
+        let body = r#"{"data":[{"embedding":[1.5]}],"usage":{"prompt_tokens":3,"total_tokens":3}}"#;
+        let (events, end) = read(Dialect::Embeddings, body, 5);
+        assert_eq!(
+            events,
+            vec![Event::Output {
+                value: serde_json::from_str(body).unwrap()
+            }]
+        );
+        assert_eq!(
+            end,
+            Ok(TokenUsage {
+                tokens_in: Some(3),
+                tokens_out: Some(0)
+            })
+        );
+        let (events, end) = read(Dialect::Embeddings, &body[..20], 5);
+        assert_eq!((events.len(), end.unwrap_err().code), (0, ErrorCode::WorkerReset));
+    }
+}

@@ -136,7 +136,7 @@ impl fmt::Display for Source {
                 repository,
                 revision,
                 file,
-            }) => write!(f, "hf:{repository}@{revision}/{file}")?,
+            }) => write!(f, "hf:{repository}/{file}@{revision}")?,
             Place::Url(url) => write!(f, "{url}")?,
             Place::File(path) => write!(f, "{}", path.display())?,
         }

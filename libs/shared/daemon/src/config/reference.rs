@@ -70,13 +70,24 @@ fn row(declared: &Declared, arg: &Arg) -> String {
         None => format!("`{}`", defaults.join(",")),
     };
     let help = text.replace('|', "\\|").replace('\n', " ");
+    let words: Vec<String> = arg
+        .get_possible_values()
+        .iter()
+        .filter(|_| !arg.is_hide_possible_values_set())
+        .map(|word| format!("`{}`", word.get_name()))
+        .collect();
+    let words = if words.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", words.join(", "))
+    };
     let secret = if is_secret(arg) {
         "; a secret, never shown"
     } else {
         ""
     };
     format!(
-        "| `{setting}` | `{}` | {} | {default} | {help}{secret} |\n",
+        "| `{setting}` | `{}` | {} | {default} | {help}{words}{secret} |\n",
         declared.flag(arg),
         names.join(", ")
     )

@@ -450,6 +450,10 @@ fn the_reference_has_every_setting_and_is_checked() {
     );
     assert!(table.contains("`REMUDA_LOG`, `RUST_LOG`"), "{table}");
     assert!(
+        table.contains("What happens when it is full: `reject`, `drop-lru` |"),
+        "{table}"
+    );
+    assert!(
         table.contains("`ORCHD_STORE` | the user's data directory | Where the store is |"),
         "{table}"
     );

@@ -4,6 +4,8 @@ mod admission;
 #[cfg(test)]
 mod check;
 mod fleet_calls;
+#[cfg(test)]
+mod histories;
 mod leases;
 #[cfg(test)]
 mod tests;

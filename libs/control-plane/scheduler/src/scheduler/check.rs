@@ -67,7 +67,7 @@ impl Scheduler {
                 "{key:?} is gone and still kept"
             );
         }
-        for (replica, _) in leased {
+        for replica in leased.keys() {
             assert!(
                 self.fleet.replicas.get(*replica).is_some(),
                 "a lease of a replica that is not kept"

@@ -6,13 +6,15 @@
 mod error;
 mod event;
 mod id;
+mod pool;
 mod request;
 mod view;
 
 pub use error::{ApiError, ErrorBody, ErrorCode};
 pub use event::{Event, Usage};
 pub use id::{SessionId, TaskId, TaskIdError};
-pub use request::{PlacementMode, PlacementRequest, Priority, TaskRequest, Workload};
+pub use pool::{PoolView, ReplicaView};
+pub use request::{DEADLINE_MS_MAX, PlacementMode, PlacementRequest, Priority, TaskRequest, Workload};
 pub use view::{PlacementDecision, TaskAccepted, TaskLinks, TaskList, TaskState, TaskView};
 
 /// Request and response header that names one request through every log, event and trace.

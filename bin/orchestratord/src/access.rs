@@ -1,0 +1,117 @@
+//! Who is asking: keys to owners and roles.
+//!
+//! Keys live in memory as hashes, so a request waits for nothing. Without any key the control plane listens on loopback
+//! only (or was told `--insecure`), and whoever reaches it is its one owner.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use daemon::secret::Secret;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use store::{Role, Store};
+use task_api::{ApiError, ErrorCode};
+
+/// The owner of everything where no key is needed.
+const LOCAL_OWNER: &str = "local";
+
+/// Who sent a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub(crate) owner: Arc<str>,
+    pub(crate) role: Role,
+}
+
+/// The rules of the door.
+pub(crate) struct Access {
+    store: Store,
+    token: Option<Secret>,
+    required: bool,
+    anonymous: Identity,
+    token_holder: Identity,
+}
+
+impl Access {
+    /// `required` is whether a request without a key is refused even while no key exists.
+    pub(crate) fn new(store: Store, token: Option<Secret>, required: bool) -> Self {
+        let identity = |owner: &str| Identity { owner: Arc::from(owner), role: Role::Admin };
+        Self { store, token, required, anonymous: identity(LOCAL_OWNER), token_holder: identity("token") }
+    }
+
+    /// Whether a key is needed at all.
+    pub(crate) fn is_required(&self) -> bool {
+        self.required || self.token.is_some() || !self.store.keys().is_empty()
+    }
+
+    /// Whose request this is.
+    pub(crate) fn identify(&self, headers: &HeaderMap) -> Result<Identity, ApiError> {
+        let Some(presented) = presented_key(headers) else {
+            if self.is_required() {
+                return Err(unauthenticated("a key is needed: send Authorization: Bearer KEY (or x-api-key: KEY)"));
+            }
+            return Ok(self.anonymous.clone());
+        };
+        if self.token.as_ref().is_some_and(|token| token.matches(presented)) {
+            return Ok(self.token_holder.clone());
+        }
+        let keys = self.store.keys();
+        if let Some(key) = keys.find(presented, now_ms()) {
+            return Ok(Identity { owner: key.owner.clone(), role: key.role });
+        }
+        if self.is_required() {
+            return Err(unauthenticated("the key is not known, has expired or was revoked"));
+        }
+        // Clients of these APIs insist on sending some key; where none is needed any will do.
+        Ok(self.anonymous.clone())
+    }
+
+    /// Whose request this is, if they may submit tasks.
+    pub(crate) fn user(&self, headers: &HeaderMap) -> Result<Identity, ApiError> {
+        let identity = self.identify(headers)?;
+        match identity.role {
+            Role::User | Role::Admin => Ok(identity),
+            Role::Node => Err(forbidden("a node's key submits no tasks")),
+        }
+    }
+
+    /// Whose request this is, if they may run the fleet.
+    pub(crate) fn admin(&self, headers: &HeaderMap) -> Result<Identity, ApiError> {
+        let identity = self.identify(headers)?;
+        match identity.role {
+            Role::Admin => Ok(identity),
+            Role::User | Role::Node => Err(forbidden("an admin's key is needed")),
+        }
+    }
+
+    /// Whose request this is, if they may speak for a node.
+    pub(crate) fn node(&self, headers: &HeaderMap) -> Result<Identity, ApiError> {
+        let identity = self.identify(headers)?;
+        match identity.role {
+            Role::Admin | Role::Node => Ok(identity),
+            Role::User => Err(forbidden("a node's or an admin's key is needed")),
+        }
+    }
+}
+
+fn presented_key(headers: &HeaderMap) -> Option<&[u8]> {
+    if let Some(authorization) = headers.get(AUTHORIZATION) {
+        let value = authorization.as_bytes();
+        let (scheme, key) = value.split_at_checked(7)?;
+        return scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii());
+    }
+    headers.get("x-api-key").map(|key| key.as_bytes().trim_ascii())
+}
+
+fn unauthenticated(message: &'static str) -> ApiError {
+    ApiError::new(ErrorCode::Unauthenticated, message)
+}
+
+fn forbidden(message: &'static str) -> ApiError {
+    ApiError::new(ErrorCode::Forbidden, message)
+}
+
+/// The wall clock, milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

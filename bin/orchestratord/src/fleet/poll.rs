@@ -1,0 +1,142 @@
+//! Nodes that do not register by themselves: of a static list, or behind a DNS SRV name (RFC 2782).
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use http_body_util::{BodyExt as _, Limited};
+use pool_registry_types::{Capabilities, MachineId, NodeId, PoolReport, RegisterRequest};
+use serde::Deserialize;
+
+use crate::plane::{NodeLink, SharedPlane};
+
+/// How long one node may take to answer.
+const POLL_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// The most nodes that a list or a name may have.
+const NODES_MAX: usize = 1000;
+
+/// The longest answer of a node.
+const ANSWER_LEN_MAX: usize = 8 * 1024 * 1024;
+
+/// What a node says about itself at `/health`.
+#[derive(Debug, Deserialize)]
+struct NodeHealth {
+    node_id: NodeId,
+    machine_id: MachineId,
+    #[serde(default)]
+    version: String,
+    #[serde(default)]
+    capabilities: Capabilities,
+}
+
+/// Polls what the settings name, for as long as the control plane runs.
+pub(crate) async fn poll_nodes(plane: SharedPlane) {
+    let settings = &plane.settings;
+    let resolver = settings.pool_managers_dns.as_ref().and_then(|_| match resolver(settings.dns_server) {
+        Ok(resolver) => Some(resolver),
+        Err(error) => {
+            tracing::error!(%error, "no DNS: nodes behind a name are not found");
+            None
+        }
+    });
+    let mut interval = tokio::time::interval(settings.pool_poll_interval_ms);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut resolved: BTreeSet<String> = BTreeSet::new();
+    loop {
+        interval.tick().await;
+        if let (Some(name), Some(resolver)) = (&settings.pool_managers_dns, &resolver) {
+            match look_up(resolver, name, settings.tls_ca.is_some()).await {
+                Ok(found) => resolved = found,
+                // What was found before is asked on: a DNS server may be away while the nodes are not.
+                Err(error) => tracing::warn!(name, %error, "a name of nodes could not be looked up"),
+            }
+        }
+        let addresses = settings.pool_managers.iter().chain(&resolved).take(NODES_MAX);
+        let polls = addresses.map(|address| poll_one(&plane, address));
+        futures_util::future::join_all(polls).await;
+    }
+}
+
+fn resolver(server: Option<SocketAddr>) -> Result<TokioResolver, Box<dyn std::error::Error>> {
+    let builder = match server {
+        Some(server) => {
+            let mut name_server = NameServerConfig::udp_and_tcp(server.ip());
+            for connection in &mut name_server.connections {
+                connection.port = server.port();
+            }
+            let config = ResolverConfig::from_parts(None, Vec::new(), vec![name_server]);
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        }
+        None => TokioResolver::builder_tokio()?,
+    };
+    Ok(builder.build()?)
+}
+
+async fn look_up(
+    resolver: &TokioResolver,
+    name: &str,
+    tls: bool,
+) -> Result<BTreeSet<String>, hickory_resolver::net::NetError> {
+    let scheme = if tls { "https" } else { "http" };
+    let records = resolver.srv_lookup(name).await?;
+    let mut found = BTreeSet::new();
+    for record in records.answers() {
+        if let hickory_resolver::proto::rr::RData::SRV(srv) = &record.data {
+            let target = srv.target.to_utf8();
+            found.insert(format!("{scheme}://{}:{}", target.trim_end_matches('.'), srv.port));
+        }
+    }
+    Ok(found)
+}
+
+async fn poll_one(plane: &SharedPlane, address: &str) {
+    let began = Instant::now();
+    let polled = tokio::time::timeout(POLL_TIMEOUT, ask(plane, address)).await;
+    let ok = matches!(polled, Ok(Ok(())));
+    plane.metrics.health_check(ok, began.elapsed());
+    match polled {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(address, error, "a node of the list does not answer"),
+        Err(_) => tracing::debug!(address, "a node of the list does not answer in time"),
+    }
+}
+
+async fn ask(plane: &SharedPlane, address: &str) -> Result<(), String> {
+    let NodeLink::Remote(remote) = plane.link_to(address).map_err(|error| daemon::exit::chain(&error))? else {
+        return Err("the address is this process".to_owned());
+    };
+    let health: NodeHealth = read(remote.get("/health").await.map_err(|error| daemon::exit::chain(&error))?).await?;
+    let pools: Vec<PoolReport> =
+        read(remote.get("/v2/pools").await.map_err(|error| daemon::exit::chain(&error))?).await?;
+    let request = RegisterRequest {
+        node_id: health.node_id,
+        machine_id: health.machine_id,
+        address: address.to_owned(),
+        pools,
+        capabilities: health.capabilities,
+        version: health.version,
+        // A report that was read off a node has no order of its own.
+        incarnation: String::new(),
+        sequence: 0,
+    };
+    match plane.take_report(|registry, now, changes| registry.register(now, request, changes)) {
+        // A node that also registers by itself is heard from that way.
+        Ok(_) | Err(service_registry::Refusal::ReportsItself) => Ok(()),
+        Err(refusal) => Err(refusal.to_string()),
+    }
+}
+
+async fn read<T: serde::de::DeserializeOwned>(
+    response: http::Response<upstream::NodeBody>,
+) -> Result<T, String> {
+    if !response.status().is_success() {
+        return Err(format!("the node answered {}", response.status()));
+    }
+    let body = Limited::new(response.into_body(), ANSWER_LEN_MAX).collect().await;
+    let body = body.map_err(|error| error.to_string())?.to_bytes();
+    serde_json::from_slice(&body).map_err(|error| format!("the node's answer cannot be read: {error}"))
+}

@@ -1,0 +1,166 @@
+//! An engine's stream on its way to the client: bytes pass as they come, watched and not changed.
+//!
+//! ```text
+//! held first chunks ──▶ chunks as they come ──▶ the dialect's end ──▶ slot given back, counted
+//!                                       └─ cut, silent ──▶ the dialect's error event ──▶ end
+//! ```
+//!
+//! Dropping a relay (the client went away) drops the engine's body, which cancels the work, and gives the slot back.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use adapter_host::{StreamEnd, StreamWatch, error_event};
+use bytes::Bytes;
+use http_body::Body;
+use pool_registry_types::Dialect;
+use scheduler::Outcome;
+use task_api::{ApiError, ErrorCode};
+use tokio::time::Sleep;
+
+use crate::metrics::{PoolMetrics, TaskOutcome};
+use crate::plane::{AnswerBody, Grant};
+
+/// One stream.
+pub(crate) struct Relay {
+    /// None once it has ended.
+    running: Option<Running>,
+    dialect: Dialect,
+    watch: StreamWatch,
+    held: VecDeque<Bytes>,
+    pool: Arc<PoolMetrics>,
+    silence: Silence,
+}
+
+struct Running {
+    body: AnswerBody,
+    grant: Grant,
+}
+
+/// Notices that nothing came for a while, with one timer for the whole stream instead of one for each chunk.
+struct Silence {
+    bound: Duration,
+    last_chunk: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Relay {
+    /// `held` is what was read while it was waited for the first data.
+    pub(crate) fn new(
+        dialect: Dialect,
+        watch: StreamWatch,
+        held: VecDeque<Bytes>,
+        body: AnswerBody,
+        grant: Grant,
+        pool: Arc<PoolMetrics>,
+        silence_max: Duration,
+    ) -> Self {
+        let silence = Silence {
+            bound: silence_max,
+            last_chunk: Instant::now(),
+            timer: Box::pin(tokio::time::sleep(silence_max)),
+        };
+        Self { running: Some(Running { body, grant }), dialect, watch, held, pool, silence }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.running.is_none() && self.held.is_empty()
+    }
+
+    pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if let Some(chunk) = self.held.pop_front() {
+            return Poll::Ready(Some(chunk));
+        }
+        loop {
+            let Some(running) = &mut self.running else { return Poll::Ready(None) };
+            match Pin::new(&mut running.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    let Ok(chunk) = frame.into_data() else { continue };
+                    self.silence.last_chunk = Instant::now();
+                    self.watch.feed(&chunk);
+                    return Poll::Ready(Some(chunk));
+                }
+                Poll::Ready(Some(Err(why))) => return Poll::Ready(self.end(Some(why))),
+                Poll::Ready(None) => return Poll::Ready(self.end(None)),
+                Poll::Pending => {
+                    if self.silence.poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    return Poll::Ready(self.give_up());
+                }
+            }
+        }
+    }
+
+    /// The engine's body has ended, well or not. Gives what the client still has to be told.
+    fn end(&mut self, why: Option<String>) -> Option<Bytes> {
+        let running = self.running.take()?;
+        self.pool.tokens(self.watch.usage());
+        match self.watch.finish() {
+            StreamEnd::Complete => {
+                self.pool.ended(TaskOutcome::Completed);
+                running.grant.finish(Outcome::Completed);
+                None
+            }
+            // The client has the engine's own error event.
+            StreamEnd::Error(error) => {
+                tracing::warn!(%error, "an engine ended a stream with an error");
+                self.pool.ended(TaskOutcome::Failed);
+                running.grant.finish(Outcome::Failed);
+                None
+            }
+            StreamEnd::Cut { mid_event } => {
+                crate::dispatch::lost(&running.grant, &why.as_deref().unwrap_or("the stream ended without its end"));
+                self.pool.ended(TaskOutcome::Failed);
+                running.grant.finish(Outcome::Failed);
+                let error = ApiError::new(
+                    ErrorCode::WorkerReset,
+                    "the engine went away in the middle of the answer; what was sent is not complete",
+                );
+                Some(error_event(self.dialect, &error, mid_event))
+            }
+        }
+    }
+
+    fn give_up(&mut self) -> Option<Bytes> {
+        let running = self.running.take()?;
+        self.pool.tokens(self.watch.usage());
+        self.pool.ended(TaskOutcome::Failed);
+        running.grant.finish(Outcome::Failed);
+        let mid_event = matches!(self.watch.finish(), StreamEnd::Cut { mid_event: true });
+        let waited = self.silence.bound.as_millis();
+        let error = ApiError::new(ErrorCode::DecodeTimeout, format!("the engine sent nothing for {waited} ms"));
+        Some(error_event(self.dialect, &error, mid_event))
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            self.pool.tokens(self.watch.usage());
+            self.pool.ended(TaskOutcome::Cancelled);
+            // The body first: its drop is what cancels the work that holds the slot.
+            drop(running.body);
+            running.grant.finish(Outcome::Cancelled);
+        }
+    }
+}
+
+impl Silence {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let until = self.last_chunk + self.bound;
+            if until <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(until.into());
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Tasks: submitting, looking, following, cancelling.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Extension, State};
+use axum::response::{IntoResponse, Response};
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, LOCATION};
+use http::{HeaderMap, HeaderName, StatusCode};
+use serde::Deserialize;
+use store::{Role, TaskFilter};
+use task_api::{ApiError, ErrorCode, TaskAccepted, TaskId, TaskList, TaskRequest, TaskState, TaskView};
+
+use super::answer::{Asked, Correlation, Id, Json, Page, json};
+use crate::access::Identity;
+use crate::plane::SharedPlane;
+use crate::tasks::{Follower, LiveTask, start, stream, too_old};
+
+/// Where a reader of events left off.
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// How many tasks a page of the list has, when nothing else is asked for, and at the most.
+const PAGE_LEN: u32 = 50;
+const PAGE_LEN_MAX: u32 = 500;
+
+/// Submits a task
+#[utoipa::path(post, path = "/v2/tasks", tag = "tasks", request_body = TaskRequest,
+    responses((status = 202, body = TaskAccepted), (status = 200, content_type = "text/event-stream", body = String,
+               description = "the events themselves, when the request accepts text/event-stream"),
+              (status = 400, body = task_api::ErrorBody), (status = 404, body = task_api::ErrorBody),
+              (status = 409, body = task_api::ErrorBody), (status = 422, body = task_api::ErrorBody),
+              (status = 429, body = task_api::ErrorBody), (status = 503, body = task_api::ErrorBody)))]
+pub(crate) async fn submit(
+    State(plane): State<SharedPlane>,
+    Extension(correlation): Extension<Correlation>,
+    headers: HeaderMap,
+    Json(request): Json<TaskRequest>,
+) -> Page {
+    let identity = plane.access.user(&headers)?;
+    if plane.is_stopping() {
+        let error = ApiError::new(ErrorCode::PoolUnavailable, "this control plane is shutting down; ask another one");
+        return Err(error.with_retry_after_ms(crate::plane::RETRY_AFTER_DEFAULT_MS).into());
+    }
+    let (task, accepted) = start(&plane, &identity, request, &headers, &correlation).await?;
+    let wants_stream = headers.get(ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(b"text/event-stream"));
+    if wants_stream {
+        return follow(task, 0, &accepted.task_id);
+    }
+    let mut response = json(StatusCode::ACCEPTED, &accepted);
+    if let Ok(location) = accepted.links.this.parse() {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// What of the list is wanted.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ListQuery {
+    /// Only tasks in this state.
+    state: Option<TaskState>,
+    /// Only tasks of this session.
+    session_id: Option<task_api::SessionId>,
+    /// Only this owner's tasks; others' are for admins to see.
+    owner: Option<String>,
+    /// Where the last page ended.
+    cursor: Option<String>,
+    /// How many, 1 to 500; 50 without it.
+    #[param(minimum = 1, maximum = 500)]
+    limit: Option<u32>,
+}
+
+/// Lists tasks, the newest first
+#[utoipa::path(get, path = "/v2/tasks", tag = "tasks", params(ListQuery),
+    responses((status = 200, body = TaskList), (status = 400, body = task_api::ErrorBody)))]
+pub(crate) async fn list(
+    State(plane): State<SharedPlane>,
+    headers: HeaderMap,
+    Asked(query): Asked<ListQuery>,
+) -> Page {
+    let identity = plane.access.user(&headers)?;
+    let limit = query.limit.unwrap_or(PAGE_LEN);
+    if !(1..=PAGE_LEN_MAX).contains(&limit) {
+        let message = format!("limit must be from 1 to {PAGE_LEN_MAX}");
+        return Err(ApiError::new(ErrorCode::InvalidParams, message).with_param("limit").into());
+    }
+    let filter = TaskFilter {
+        owner: if identity.role == Role::Admin { query.owner } else { Some(identity.owner.to_string()) },
+        state: query.state,
+        session: query.session_id.map(String::from),
+        cursor: query.cursor,
+        limit,
+    };
+    let (records, next_cursor) = plane.store.list_tasks(filter).await.map_err(|error| unreadable(&error))?;
+    // The store may be a moment behind what is in memory.
+    let tasks = records
+        .into_iter()
+        .map(|record| match plane.tasks.get(&record.view.task_id) {
+            Some(live) => live_view(&plane, &live),
+            None => record.view,
+        })
+        .collect();
+    Ok(json(StatusCode::OK, &TaskList { tasks, next_cursor }))
+}
+
+/// Shows a task
+#[utoipa::path(get, path = "/v2/tasks/{id}", tag = "tasks", params(("id" = TaskId, Path)),
+    responses((status = 200, body = TaskView), (status = 400, body = task_api::ErrorBody),
+              (status = 404, body = task_api::ErrorBody)))]
+pub(crate) async fn show(State(plane): State<SharedPlane>, headers: HeaderMap, Id(id): Id<TaskId>) -> Page {
+    let identity = plane.access.user(&headers)?;
+    if let Some(live) = plane.tasks.get(&id) {
+        check_owner(&identity, &live.owner, &id)?;
+        return Ok(json(StatusCode::OK, &live_view(&plane, &live)));
+    }
+    Ok(json(StatusCode::OK, &stored(&plane, &identity, &id).await?))
+}
+
+/// Streams a task's events, from the beginning or after `Last-Event-ID`
+#[utoipa::path(get, path = "/v2/tasks/{id}/events", tag = "tasks",
+    params(("id" = TaskId, Path), ("last-event-id" = Option<u64>, Header, description = "where to go on")),
+    responses((status = 200, content_type = "text/event-stream", body = String),
+              (status = 400, body = task_api::ErrorBody),
+              (status = 404, body = task_api::ErrorBody), (status = 409, body = task_api::ErrorBody)))]
+pub(crate) async fn events(State(plane): State<SharedPlane>, headers: HeaderMap, Id(id): Id<TaskId>) -> Page {
+    let identity = plane.access.user(&headers)?;
+    let after = last_event_id(&headers)?;
+    if let Some(live) = plane.tasks.get(&id) {
+        check_owner(&identity, &live.owner, &id)?;
+        return follow(live, after, &id);
+    }
+    let view = stored(&plane, &identity, &id).await?;
+    Err(ApiError::new(
+        ErrorCode::Conflict,
+        format!("task {id} has ended ({:?}) and its events are no longer kept; GET /v2/tasks/{id} tells how", view.state),
+    )
+    .into())
+}
+
+/// Ends a task
+#[utoipa::path(post, path = "/v2/tasks/{id}/cancel", tag = "tasks", params(("id" = TaskId, Path)),
+    responses((status = 204), (status = 400, body = task_api::ErrorBody), (status = 404, body = task_api::ErrorBody)))]
+pub(crate) async fn cancel(State(plane): State<SharedPlane>, headers: HeaderMap, Id(id): Id<TaskId>) -> Page {
+    let identity = plane.access.user(&headers)?;
+    match plane.tasks.get(&id) {
+        Some(live) => {
+            check_owner(&identity, &live.owner, &id)?;
+            live.cancel.cancel();
+        }
+        // A task that has ended is as cancelled as it can be.
+        None => drop(stored(&plane, &identity, &id).await?),
+    }
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+fn last_event_id(headers: &HeaderMap) -> Result<u64, ApiError> {
+    let Some(value) = headers.get(LAST_EVENT_ID) else { return Ok(0) };
+    value.to_str().ok().and_then(|text| text.trim().parse().ok()).ok_or_else(|| {
+        ApiError::new(ErrorCode::InvalidParams, "Last-Event-ID must be the number of an event")
+            .with_param(LAST_EVENT_ID.as_str())
+    })
+}
+
+/// The events as a response.
+fn follow(task: Arc<LiveTask>, after: u64, id: &TaskId) -> Page {
+    let follower = Follower::new(task, after).map_err(|_| too_old(id, after))?;
+    let body = Body::from_stream(stream(follower));
+    let headers = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache")];
+    let response: Response = (headers, body).into_response();
+    Ok(response)
+}
+
+fn live_view(plane: &SharedPlane, live: &LiveTask) -> TaskView {
+    let (mut view, waits) = {
+        let state = live.lock();
+        (state.view.clone(), state.waits)
+    };
+    if let Some(key) = waits.filter(|_| view.state == TaskState::Queued) {
+        let entry = plane.guarded.with(|scheduler, _| scheduler.task(key));
+        view.position = entry.and_then(|entry| entry.waiting).map(|waiting| waiting.position);
+    }
+    view
+}
+
+async fn stored(plane: &SharedPlane, identity: &Identity, id: &TaskId) -> Result<TaskView, ApiError> {
+    let record = plane.store.task(id.clone()).await.map_err(|error| unreadable(&error))?;
+    let view = record.ok_or_else(|| no_such_task(id))?.view;
+    check_owner(identity, &view.owner, id)?;
+    Ok(view)
+}
+
+/// Another owner's task does not exist, as far as one can tell.
+fn check_owner(identity: &Identity, owner: &str, id: &TaskId) -> Result<(), ApiError> {
+    if identity.role == Role::Admin || *identity.owner == *owner { Ok(()) } else { Err(no_such_task(id)) }
+}
+
+fn no_such_task(id: &TaskId) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, format!("there is no task {id}"))
+}
+
+fn unreadable(error: &store::StoreError) -> ApiError {
+    match error {
+        store::StoreError::BadCursor => {
+            ApiError::new(ErrorCode::InvalidParams, "cursor is not one that a page of this list gave").with_param("cursor")
+        }
+        other => ApiError::new(ErrorCode::PoolUnavailable, "the store cannot be read now; try again")
+            .with_retry_after_ms(crate::plane::RETRY_AFTER_DEFAULT_MS)
+            .with_internal(daemon::exit::chain(other)),
+    }
+}

@@ -1,0 +1,123 @@
+//! Worker threads and connections.
+//!
+//! Each worker is a thread with a single-threaded runtime, a listener of its own on the shared port, and its own pooled
+//! connections to engines: a request stays on one thread from its first byte to its last.
+
+use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::Router;
+use daemon::listen::accept_loop;
+use daemon::shutdown::Kind;
+use daemon::tls::Watched;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::plane::SharedPlane;
+use crate::rooms;
+
+/// How long a client may take to send the head of a request.
+const HEAD_READ_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a client may take to send the body of a request.
+pub(crate) const BODY_READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the handshake of TLS may take.
+const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most that is buffered of one connection.
+const CONNECTION_BUFFER_LEN_MAX: usize = 64 * 1024;
+
+/// The client showed a certificate of our authority.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Certified;
+
+/// What every connection needs.
+pub(crate) struct Front {
+    pub(crate) plane: SharedPlane,
+    pub(crate) router: Router,
+    pub(crate) room: Arc<Semaphore>,
+    pub(crate) tls: Option<Arc<Watched<rustls::ServerConfig>>>,
+}
+
+/// Starts a worker. It ends when `done` says that everything has ended.
+pub(crate) fn start_worker(
+    front: Arc<Front>,
+    listener: TcpListener,
+    index: usize,
+    done: CancellationToken,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        upstream::set_worker_index(index + 1);
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return front.plane.shutdown.fail(format!("a worker cannot start: {error}")),
+        };
+        runtime.block_on(async {
+            let shutdown = front.plane.shutdown.clone();
+            let accepted = accept_loop(listener, front.room.clone(), &shutdown, |stream, peer, permit| {
+                let connection = connection(front.clone(), stream, peer, permit);
+                shutdown.spawn("connection", Kind::Work, connection);
+            });
+            if let Err(error) = accepted.await {
+                shutdown.fail(format!("a worker cannot accept connections: {error}"));
+            }
+            done.cancelled().await;
+        });
+    })
+}
+
+async fn connection(front: Arc<Front>, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+    match &front.tls {
+        None => http(front.clone(), stream, false).await,
+        Some(tls) => {
+            let sides = daemon::tls::Sides { us: "control plane", them: "client" };
+            match daemon::tls::accept(tls.current(), stream, sides, TLS_HANDSHAKE_TIMEOUT).await {
+                Ok(stream) => {
+                    let certified = stream.get_ref().1.peer_certificates().is_some();
+                    http(front.clone(), stream, certified).await;
+                }
+                Err(error) => tracing::info!(%peer, why = %daemon::exit::chain(&error), "a TLS handshake failed"),
+            }
+        }
+    }
+    drop(permit);
+}
+
+async fn http<S: AsyncRead + AsyncWrite + Unpin>(front: Arc<Front>, stream: S, certified: bool) {
+    let shutdown = front.plane.shutdown.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if certified {
+            request.extensions_mut().insert(Certified);
+        }
+        rooms::serve(front.clone(), request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_READ_TIMEOUT)
+        .max_buf_size(CONNECTION_BUFFER_LEN_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => return log_end(ended),
+        () = shutdown.stopped() => connection.as_mut().graceful_shutdown(),
+    }
+    log_end(connection.await);
+}
+
+fn log_end(ended: Result<(), hyper::Error>) {
+    if let Err(error) = ended {
+        tracing::debug!(error = %daemon::exit::chain(&error), "a client's connection ended");
+    }
+}

@@ -1,6 +1,6 @@
 //! `engine-provisioner run`: the parent of one engine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -121,7 +121,7 @@ fn refused(text: String) -> anyhow::Error {
     .into()
 }
 
-fn read_spec(path: &PathBuf) -> anyhow::Result<EngineSpec> {
+fn read_spec(path: &Path) -> anyhow::Result<EngineSpec> {
     let bytes = read_bounded(path).with_context(|| format!("cannot read the spec {}", path.display()))?;
     serde_json::from_slice(&bytes).map_err(|error| {
         let text = format!("{}:{}: {error}", path.display(), error.line());

@@ -55,7 +55,7 @@ pub(super) async fn run(supervision: &Supervision, stop: &CancellationToken) {
     executor.publish(&life);
     while life.phase() != Phase::Stopped {
         let event = next_event(&mut inbox, &life, &mut executor, stop).await;
-        log_event(supervision, &event);
+        log_event(supervision, &event, executor.stopping);
         let effects = life.step(Instant::now(), event);
         executor.perform(effects);
         executor.forget_ended(&life);
@@ -247,7 +247,7 @@ impl Executor<'_> {
         match handoff_watcher::write(&supervision.settings.handoff_dir, &handoff) {
             Ok(path) => tracing::info!(url = handoff.url, handoff = %path.display(), "the engine answers"),
             Err(error) => {
-                tracing::error!(error = %daemon::exit::chain(&error), "the engine answers, and nobody learns of it")
+                tracing::error!(error = %daemon::exit::chain(&error), "the engine answers, and nobody learns of it");
             }
         }
     }
@@ -420,9 +420,10 @@ async fn keep_probing(port: u16, paths: crate::recipe::Probe, generation: u64, e
     }
 }
 
-fn log_event(supervision: &Supervision, event: &Event) {
+fn log_event(supervision: &Supervision, event: &Event, stopping: bool) {
     let (pool_id, replica_id) = (&supervision.spec.pool_id, &supervision.spec.replica_id);
     match event {
+        Event::Exited(_) if stopping => tracing::info!(%pool_id, %replica_id, "the engine has ended"),
         Event::FetchFailed(error) | Event::StartFailed(error) | Event::Exited(error) => {
             tracing::warn!(%pool_id, %replica_id, error, "the engine is down");
         }

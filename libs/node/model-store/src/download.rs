@@ -9,9 +9,9 @@
 //! Redirects are followed here and not by the client, so that a token goes to the host it is for and to no other, and
 //! an address that began as https never becomes http.
 
+mod error;
 mod partial;
 
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use reqwest::header::{
 };
 use reqwest::{Client, Method, Response, StatusCode, Url};
 
+pub use self::error::DownloadError;
 use self::partial::Partial;
 use crate::digest::Digest;
 use crate::progress::Progress;
@@ -81,111 +82,6 @@ pub struct Downloaded {
     pub sha256: Digest,
     /// Its size.
     pub size_bytes: u64,
-}
-
-/// Why a file could not be downloaded.
-#[derive(Debug, thiserror::Error)]
-pub enum DownloadError {
-    /// The server wants to know who asks, or does not let them.
-    #[error("{host} answered {status} for {what}: {hint}")]
-    Forbidden {
-        /// Which server.
-        host: String,
-        /// 401 or 403.
-        status: StatusCode,
-        /// Which file.
-        what: String,
-        /// What to do.
-        hint: &'static str,
-    },
-    /// There is no such file.
-    #[error("{host} has no {what} (404): check the spelling, the revision, and whether a token is needed")]
-    NotFound {
-        /// Which server.
-        host: String,
-        /// Which file.
-        what: String,
-    },
-    /// The server answered something else than the file.
-    #[error("{host} answered {status} for {what}: {body}")]
-    Status {
-        /// Which server.
-        host: String,
-        /// What.
-        status: StatusCode,
-        /// Which file.
-        what: String,
-        /// The beginning of what it said.
-        body: String,
-    },
-    /// The connection failed, too often.
-    #[error("{what} could not be downloaded: {attempts} attempts failed, the last one brought nothing new")]
-    Network {
-        /// Which file.
-        what: String,
-        /// How many attempts.
-        attempts: u32,
-        /// Why the last one failed.
-        source: Box<DownloadError>,
-    },
-    /// One attempt failed.
-    #[error("the connection to {host} failed")]
-    Connection {
-        /// Which server.
-        host: String,
-        /// Why.
-        source: reqwest::Error,
-    },
-    /// What came is not what was asked for.
-    #[error("{what} is not what it should be: its SHA-256 is {found}, not {expected}; it was not kept")]
-    Digest {
-        /// Which file.
-        what: String,
-        /// The right one.
-        expected: Digest,
-        /// The one found.
-        found: Digest,
-    },
-    /// The size is wrong.
-    #[error("{what} is not what it should be: it has {found} bytes, not {expected}; it was not kept")]
-    Size {
-        /// Which file.
-        what: String,
-        /// The right one.
-        expected: u64,
-        /// The one found.
-        found: u64,
-    },
-    /// A redirect that is not followed.
-    #[error("{host} points elsewhere in a way that is not followed: {message}")]
-    Redirect {
-        /// Which server.
-        host: String,
-        /// Why not.
-        message: String,
-    },
-    /// There is no room.
-    #[error("the disk is full: {what} needs {needed_bytes} more bytes at {}, and {free_bytes} are free", path.display())]
-    DiskFull {
-        /// Which file.
-        what: String,
-        /// Where to.
-        path: PathBuf,
-        /// How much more it needs; 0 when that is not known.
-        needed_bytes: u64,
-        /// How much is free.
-        free_bytes: u64,
-    },
-    /// A file of ours cannot be used.
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// What was to be done with it.
-        action: &'static str,
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
 }
 
 /// The client for downloads: it follows no redirects by itself and gives up on a connection that says nothing.
@@ -474,7 +370,11 @@ pub(crate) async fn send(
         if !response.status().is_redirection() {
             return Ok(response);
         }
-        at = redirect_target(&at, &response)?;
+        let location = response
+            .headers()
+            .get(LOCATION)
+            .and_then(|location| location.to_str().ok());
+        at = redirect_target(&at, location)?;
     }
     let message = format!("more than {REDIRECTS_MAX} times");
     Err(DownloadError::Redirect {
@@ -484,16 +384,13 @@ pub(crate) async fn send(
     .into())
 }
 
-fn redirect_target(from: &Url, response: &Response) -> Result<Url, DownloadError> {
+/// Where a redirect leads, if it may be followed.
+fn redirect_target(from: &Url, location: Option<&str>) -> Result<Url, DownloadError> {
     let refused = |message: String| DownloadError::Redirect {
         host: host_of(from),
         message,
     };
-    let location = response
-        .headers()
-        .get(LOCATION)
-        .and_then(|location| location.to_str().ok());
-    let location = location.ok_or_else(|| refused(format!("{} without a Location", response.status())))?;
+    let location = location.ok_or_else(|| refused("a redirect without a Location".to_owned()))?;
     let target = from.join(location).map_err(|error| refused(error.to_string()))?;
     match (from.scheme(), target.scheme()) {
         (_, "https") | ("http", "http") => Ok(target),
@@ -585,4 +482,41 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
 fn strong_etag(headers: &HeaderMap) -> Option<String> {
     let etag = headers.get(ETAG)?.to_str().ok()?;
     etag.starts_with('"').then(|| etag.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn redirect(from: &str, location: Option<&str>) -> Option<String> {
+        redirect_target(&from.parse().unwrap(), location)
+            .ok()
+            .map(String::from)
+    }
+
+    #[test]
+    fn a_redirect_never_leads_from_https_to_http() {
+        let from = "https://hub.example/a/b";
+        assert_eq!(
+            redirect(from, Some("/c")).as_deref(),
+            Some("https://hub.example/c")
+        );
+        assert_eq!(
+            redirect(from, Some("https://cdn.example/x")).as_deref(),
+            Some("https://cdn.example/x")
+        );
+        assert_eq!(redirect(from, Some("http://hub.example/c")), None);
+        assert_eq!(redirect(from, Some("file:///etc/passwd")), None);
+        assert_eq!(redirect(from, None), None);
+        assert!(redirect("http://hub.example", Some("https://hub.example")).is_some());
+    }
+
+    #[test]
+    fn a_token_stays_with_scheme_host_and_port() {
+        let same = |a: &str, b: &str| same_origin(&a.parse().unwrap(), &b.parse().unwrap());
+        assert!(same("https://hub.example/a", "https://hub.example:443/b"));
+        assert!(!same("https://hub.example", "http://hub.example"));
+        assert!(!same("https://hub.example", "https://hub.example:8443"));
+        assert!(!same("https://hub.example", "https://hub.example.org"));
+    }
 }

@@ -9,20 +9,23 @@
 //! ```
 //! A blob appears under its name only when it is complete and its digest is right.
 
+mod error;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use process::LockFile;
-use reqwest::Url;
+use reqwest::{Client, Url};
 use serde::{Deserialize, Serialize};
 
+pub use self::error::StoreError;
 use crate::digest::{Digest, Digester, digest_file};
 use crate::download::{Download, DownloadError, Downloaded, RetryPolicy, client};
-use crate::hub::{FileFacts, Hub};
+use crate::hub::Hub;
 use crate::progress::Progress;
-use crate::source::{HubFile, Place, Source, SourceError};
+use crate::source::{HubFile, Place, Source};
 
 /// The longest name of a model.
 pub(crate) const NAME_LEN_MAX: usize = 128;
@@ -102,60 +105,6 @@ pub struct Removed {
     pub freed_bytes: u64,
 }
 
-/// Why a model cannot be had, shown or removed.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The source cannot be read.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The hub's address is none.
-    #[error("the hub's address {0:?} (HF_ENDPOINT) is no address")]
-    Endpoint(String),
-    /// It could not be downloaded.
-    #[error(transparent)]
-    Download(#[from] DownloadError),
-    /// There is no HTTP client to be had.
-    #[error("cannot set up HTTPS")]
-    Client(#[source] reqwest::Error),
-    /// The name cannot be one.
-    #[error(
-        "{0:?} cannot be a model's name: 1 to {NAME_LEN_MAX} of A-Z a-z 0-9 . _ -, a letter or digit first"
-    )]
-    Name(String),
-    /// The name stands for something else.
-    #[error("the name {name} stands for {source_now} already: give another name, or remove that one")]
-    NameTaken {
-        /// The name.
-        name: String,
-        /// Where what it stands for came from.
-        source_now: String,
-    },
-    /// Nothing has this name.
-    #[error("there is no model named {0:?} in the store")]
-    NoSuchModel(String),
-    /// The content is damaged or gone.
-    #[error("the model {name} is damaged: {message}; remove and pull it again")]
-    Damaged {
-        /// Its name.
-        name: String,
-        /// What is wrong.
-        message: String,
-    },
-    /// Another process keeps the store's lock.
-    #[error("another process has been changing the store for {} s", LOCK_TIMEOUT.as_secs())]
-    Busy,
-    /// A file of the store cannot be used.
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// What was to be done.
-        action: &'static str,
-        /// With which file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
-
 impl Store {
     /// The store of `options`. Nothing is touched yet.
     pub fn new(options: StoreOptions) -> Self {
@@ -181,10 +130,7 @@ impl Store {
         let partial = self.root.join("partial").join(&key);
         let content = match &source.place {
             Place::Hub(file) => self.pull_hub(file, source, partial, progress).await?,
-            Place::Url(url) => {
-                self.pull_url(url.clone(), source, FileFacts::default(), None, partial, progress)
-                    .await?
-            }
+            Place::Url(url) => self.pull_url(url, source, partial, progress).await?,
             Place::File(path) => copy(path, source, partial, progress).await?,
         };
         self.keep(&name, source, &content)
@@ -313,33 +259,59 @@ impl Store {
             retry: &self.options.retry,
         };
         let facts = hub.facts(file).await?;
-        self.pull_url(hub.resolve_url(file), source, facts, token, partial, progress)
-            .await
+        let download = Download {
+            url: hub.resolve_url(file),
+            what: source.file_name(),
+            token: token.map(str::to_owned),
+            sha256: facts.sha256,
+            size_bytes: facts.size_bytes,
+            partial,
+        };
+        self.download(&client, download, source, progress).await
     }
 
     async fn pull_url(
         &self,
-        url: Url,
+        url: &Url,
         source: &Source,
-        facts: FileFacts,
-        token: Option<&str>,
         partial: PathBuf,
         progress: &Progress,
     ) -> Result<Content, StoreError> {
+        let client = client().map_err(StoreError::Client)?;
         let what = source.file_name();
-        if let (Some(expected), Some(found)) = (source.sha256, facts.sha256)
+        let download = Download {
+            url: url.clone(),
+            what,
+            token: None,
+            sha256: None,
+            size_bytes: None,
+            partial,
+        };
+        self.download(&client, download, source, progress).await
+    }
+
+    /// Downloads what is not here yet. `download` says what its server knows of it, `source` what the asker knows.
+    async fn download(
+        &self,
+        client: &Client,
+        mut download: Download,
+        source: &Source,
+        progress: &Progress,
+    ) -> Result<Content, StoreError> {
+        if let (Some(expected), Some(found)) = (source.sha256, download.sha256)
             && expected != found
         {
             return Err(DownloadError::Digest {
-                what,
+                what: download.what,
                 expected,
                 found,
             }
             .into());
         }
-        let sha256 = source.sha256.or(facts.sha256);
-        if let Some(sha256) = sha256
+        download.sha256 = source.sha256.or(download.sha256);
+        if let Some(sha256) = download.sha256
             && let Ok(metadata) = fs::metadata(self.blob_path(&sha256))
+            && download.size_bytes.is_none_or(|size| size == metadata.len())
         {
             // Blobs are named after they were checked.
             return Ok(Content {
@@ -350,17 +322,7 @@ impl Store {
                 },
             });
         }
-        let token = token.map(str::to_owned);
-        let download = Download {
-            url,
-            what,
-            token,
-            sha256,
-            size_bytes: facts.size_bytes,
-            partial,
-        };
-        let client = client().map_err(StoreError::Client)?;
-        let got = download.run(&client, &self.options.retry, progress).await?;
+        let got = download.run(client, &self.options.retry, progress).await?;
         Ok(Content {
             file: Some(download.partial),
             got,

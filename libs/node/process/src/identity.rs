@@ -183,20 +183,15 @@ mod tests {
     fn this_process_is_alive_and_another_one_of_its_number_is_not() {
         let own = Identity::own();
         assert!(own.is_alive());
-        assert!(
-            !Identity {
-                start_time_ticks: own.start_time_ticks + 1,
-                ..own.clone()
-            }
-            .is_alive()
-        );
-        assert!(
-            !Identity {
-                boot_id: String::new(),
-                ..own.clone()
-            }
-            .is_alive()
-        );
+        let later = Identity {
+            start_time_ticks: own.start_time_ticks + 1,
+            ..own.clone()
+        };
+        let elsewhere = Identity {
+            boot_id: String::new(),
+            ..own
+        };
+        assert!(!later.is_alive() && !elsewhere.is_alive());
         assert!(!wait_until_gone(&own, Duration::from_millis(5)));
     }
 

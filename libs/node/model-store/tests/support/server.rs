@@ -46,7 +46,7 @@ impl Reply {
         }
     }
 
-    pub(crate) fn header(mut self, name: &str, value: impl ToString) -> Self {
+    pub(crate) fn header(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
         self
     }
@@ -104,14 +104,6 @@ impl Server {
     /// Everything asked so far, in order.
     pub(crate) fn asked(&self) -> Vec<Request> {
         self.asked.lock().unwrap().clone()
-    }
-
-    /// How often something was asked by GET.
-    pub(crate) fn gets(&self) -> usize {
-        self.asked()
-            .iter()
-            .filter(|request| request.method == "GET")
-            .count()
     }
 }
 

@@ -1,0 +1,172 @@
+//! Engines kept by a thread of this process: real ones, and scripts that misbehave.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{LONG, Setup, ask, identity, kill_9};
+use engine_provisioner::life::Policy;
+use engine_provisioner::{EngineSpec, EngineStatus, InProcess, Phase, Supervision, supervise};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+async fn status_when(
+    status: &mut watch::Receiver<EngineStatus>,
+    mut is: impl FnMut(&EngineStatus) -> bool,
+) -> EngineStatus {
+    let waited = tokio::time::timeout(LONG, status.wait_for(|status| is(status))).await;
+    waited
+        .unwrap_or_else(|_| panic!("not within {LONG:?}"))
+        .unwrap()
+        .clone()
+}
+
+async fn ready(engine: &InProcess) -> EngineStatus {
+    status_when(&mut engine.status(), |status| status.phase == Phase::Ready).await
+}
+
+#[tokio::test]
+async fn a_real_engine_is_started_killed_started_again_and_ended() {
+    let setup = Setup::new();
+    let Some(spec) = setup.real_spec() else { return };
+    let spec_hash = spec.hash();
+    let engine = InProcess::start(spec, setup.settings.clone()).unwrap();
+    let status = ready(&engine).await;
+    let handoff = setup.handoff().unwrap();
+    assert_eq!(Some(&handoff.url), status.url.as_ref());
+    assert_eq!(
+        (handoff.slots, handoff.model.as_deref()),
+        (Some(2), Some("remuda-demo"))
+    );
+    assert_eq!(
+        (handoff.engine.as_str(), handoff.spec_hash),
+        ("llamacpp", Some(spec_hash))
+    );
+    assert_eq!(handoff.supervisor_pid, Some(std::process::id()));
+    assert!(!handoff.engine_version.is_empty());
+    assert!(handoff.url.starts_with("http://127.0.0.1:"));
+    let url = handoff.url.clone();
+    let answer = tokio::task::spawn_blocking(move || ask(&url, "3*67"))
+        .await
+        .unwrap();
+    assert_eq!(answer, "201");
+
+    let first = setup.handoff().map(|handoff| identity(&handoff)).unwrap();
+    kill_9(&first);
+    let mut states = engine.status();
+    let down = status_when(&mut states, |status| status.phase == Phase::BackingOff).await;
+    assert!(down.last_error.unwrap().contains("was ended by signal 9"));
+    assert!(down.url.is_none() && down.failures == 1);
+    let again = ready(&engine).await;
+    assert_ne!(again.pid, Some(first.pid));
+    assert_eq!(again.last_error, None);
+    assert_eq!(setup.handoff().unwrap().pid, again.pid);
+
+    let second = setup.handoff().map(|handoff| identity(&handoff)).unwrap();
+    engine.stop();
+    assert_eq!(engine.stopped().await.phase, Phase::Stopped);
+    assert!(!second.is_alive());
+    assert!(setup.handoff().is_none());
+}
+
+/// Keeps an engine with a patience of its own; for engines that do not work.
+fn keep(
+    setup: &Setup,
+    spec: EngineSpec,
+    policy: Policy,
+) -> (watch::Receiver<EngineStatus>, CancellationToken) {
+    let (supervision, status) = Supervision::new(spec, setup.settings.clone()).unwrap();
+    let stop = CancellationToken::new();
+    tokio::spawn(supervise(supervision.with_policy(policy), stop.clone()));
+    (status, stop)
+}
+
+fn hasty() -> Policy {
+    Policy {
+        ready_timeout: Duration::from_millis(300),
+        stop_timeout: Duration::from_millis(200),
+        pause_min: Duration::from_millis(1),
+        pause_max: Duration::from_millis(2),
+        pause_beyond_budget: Duration::from_millis(400),
+        ..Policy::default()
+    }
+}
+
+#[tokio::test]
+async fn one_that_ends_at_once_is_tried_within_its_budget_and_its_last_words_are_told() {
+    let setup = Setup::new();
+    let spec = setup.script_spec("echo 'loading'; echo 'error: no such tensor' >&2; exit 3");
+    let (mut status, stop) = keep(&setup, spec, hasty());
+    let began = Instant::now();
+    let down = status_when(&mut status, |status| status.failures >= 6).await;
+    let error = down.last_error.unwrap();
+    assert!(
+        error.contains("exit code 3") && error.contains("error: no such tensor"),
+        "{error}"
+    );
+    assert!(error.contains("pool-0_r0.engine.log"), "{error}");
+    assert_eq!(down.engine_version, "script");
+    let within_budget = began.elapsed();
+    let began = Instant::now();
+    status_when(&mut status, |status| status.failures >= 7).await;
+    assert!(
+        began.elapsed() >= Duration::from_millis(250),
+        "beyond the budget it is tried slowly"
+    );
+    assert!(within_budget < LONG);
+    stop.cancel();
+    status_when(&mut status, |status| status.phase == Phase::Stopped).await;
+    assert!(setup.handoff().is_none());
+}
+
+#[tokio::test]
+async fn one_that_never_answers_and_ignores_sigterm_is_killed() {
+    let setup = Setup::new();
+    let (mut status, stop) = keep(
+        &setup,
+        setup.script_spec("trap '' TERM; while :; do sleep 0.05; done"),
+        hasty(),
+    );
+    let starting = status_when(&mut status, |status| status.phase == Phase::Starting).await;
+    assert!(starting.url.is_none() && starting.pid.is_some());
+    let down = status_when(&mut status, |status| status.phase == Phase::BackingOff).await;
+    let error = down.last_error.unwrap();
+    assert!(
+        error.starts_with("the engine did not answer within 0 s of its start"),
+        "{error}"
+    );
+    assert!(
+        process::Identity::of(starting.pid.unwrap()).is_none(),
+        "it is gone before the next is started"
+    );
+    stop.cancel();
+    status_when(&mut status, |status| status.phase == Phase::Stopped).await;
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_started_says_why_and_goes_on_trying() {
+    let setup = Setup::new();
+    let mut spec = setup.script_spec("exit 0");
+    spec.model = "no-such-model".to_owned();
+    let (mut status, stop) = keep(&setup, spec, hasty());
+    let down = status_when(&mut status, |status| status.phase == Phase::BackingOff).await;
+    assert!(
+        down.last_error
+            .unwrap()
+            .starts_with("there is no model \"no-such-model\"")
+    );
+    std::fs::create_dir_all(setup.directory.path()).unwrap();
+    status_when(&mut status, |status| status.failures > 1).await;
+    stop.cancel();
+    status_when(&mut status, |status| status.phase == Phase::Stopped).await;
+
+    let mut spec = setup.script_spec("exit 0");
+    spec.program = Some("/nowhere/llama-server".into());
+    let (mut status, stop) = keep(&setup, spec, hasty());
+    let down = status_when(&mut status, |status| status.phase == Phase::BackingOff).await;
+    let error = down.last_error.unwrap();
+    assert!(
+        error.starts_with("cannot get the engine llamacpp: /nowhere/llama-server does not run here"),
+        "{error}"
+    );
+    stop.cancel();
+    status_when(&mut status, |status| status.phase == Phase::Stopped).await;
+}

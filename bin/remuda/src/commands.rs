@@ -49,8 +49,23 @@ fn block_on(command: impl Future<Output = Result<()>>) -> Result<()> {
 pub(crate) async fn interruptible<T>(command: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::select! {
         result = command => result,
-        _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, "interrupted").into()),
+        () = told_to_end() => Err(Failure::new(Exit::Interrupted, "interrupted").into()),
     }
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn told_to_end() {
+    let ctrl_c = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        tokio::select! {
+            _ = ctrl_c => {}
+            _ = terminate.recv() => {}
+        }
+        return;
+    }
+    // A Ctrl-C that cannot be heard ends the process by itself.
+    let _ = ctrl_c.await;
 }
 
 /// Asks for a yes on a terminal; without one there is nobody to ask, and `--yes` is needed.

@@ -10,12 +10,16 @@ mod client;
 mod commands;
 mod demo;
 mod failure;
+mod local;
 mod output;
 mod paths;
 mod progress;
 mod sse;
 
 use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = match cli::parse() {

@@ -56,6 +56,14 @@ impl Shown {
         })
     }
 
+    /// Shows one step.
+    pub(crate) fn show(&self, step: &Step) {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .show(step, Instant::now());
+    }
+
     /// Takes the bar away, so that something else can be printed.
     pub(crate) fn clear(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clear();

@@ -81,7 +81,7 @@ impl Finding {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
-    let mut findings = vec![checks::settings_file(), checks::data_directory()];
+    let mut findings = vec![checks::settings(), checks::data_directory()];
     findings.extend(engine::check());
     findings.push(checks::disk_space());
     findings.push(checks::gpu());
@@ -121,7 +121,11 @@ fn print(finding: &Finding) {
         Level::Warning => yellow("warning"),
         Level::Problem => red("problem"),
     };
-    anstream::println!("{mark}  {}: {}", finding.about, finding.found);
+    anstream::println!(
+        "{mark}  {}: {}",
+        finding.about,
+        finding.found.replace('\n', "\n         ")
+    );
     if let Some(advice) = &finding.advice {
         anstream::println!("         {}", dim(advice));
     }

@@ -120,6 +120,7 @@ async fn act(store: &Store, action: Action, json: bool) -> Result<()> {
         } => {
             let expires_ms = expires.map(|expires| now_ms().saturating_add(ms(expires)));
             let owner = owner.unwrap_or_else(|| name.clone());
+            let is_first = store.list_keys().await?.is_empty();
             let key = store
                 .create_key(NewKeySpec {
                     name,
@@ -139,6 +140,9 @@ async fn act(store: &Store, action: Action, json: bool) -> Result<()> {
                     "This is the only time that it is shown. Its id is {}.",
                     key.info.id
                 );
+                if is_first {
+                    anstream::eprintln!("It is the first one: from now on the control plane asks for a key.");
+                }
             }
             Ok(())
         }

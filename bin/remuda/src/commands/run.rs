@@ -7,8 +7,11 @@ use anyhow::{Context as _, Result};
 use crate::answer::{self, Message, Question};
 use crate::client::{Client, ControlPlane};
 use crate::commands::interruptible;
+use crate::demo;
 use crate::failure::{Exit, Failure};
-use crate::output::print_json;
+use crate::local::{Local, Wanted, engine_failure};
+use crate::output::{dim, print_json};
+use crate::progress::Shown;
 
 /// Ask once: start everything, print the answer, stop everything
 ///
@@ -43,15 +46,41 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let prompt = prompt(&arguments.prompt)?;
-    let client = arguments.control_plane.client()?;
-    interruptible(async {
-        let model = match &arguments.model {
-            Some(model) => model.clone(),
-            None => answer::only_model(&client).await?,
-        };
-        ask(&client, &model, prompt, arguments.max_tokens, arguments.json).await
-    })
-    .await
+    if arguments.control_plane.url.is_some() {
+        let client = arguments.control_plane.client()?;
+        return interruptible(async {
+            let model = match &arguments.model {
+                Some(model) => model.clone(),
+                None => answer::only_model(&client).await?,
+            };
+            ask(&client, &model, prompt, arguments.max_tokens, arguments.json).await
+        })
+        .await;
+    }
+
+    let wanted = Wanted {
+        model: arguments.model.clone(),
+        for_one_run: true,
+        ..Wanted::default()
+    };
+    let local = Local::start(wanted)?;
+    let outcome = interruptible(ask_local(&local, prompt, &arguments)).await;
+    local.stop().await;
+    outcome
+}
+
+async fn ask_local(local: &Local, prompt: String, arguments: &Arguments) -> Result<()> {
+    let shown = Shown::new(arguments.json);
+    local
+        .ready(&shown, |status| Err(engine_failure(status).into()))
+        .await?;
+    drop(shown);
+    if local.is_demo && !arguments.json {
+        anstream::eprintln!("{}", dim(demo::NOTE));
+    }
+    let client = local.client(None)?;
+    let model = answer::only_model(&client).await?;
+    ask(&client, &model, prompt, arguments.max_tokens, arguments.json).await
 }
 
 fn prompt(words: &[String]) -> Result<String> {

@@ -1,14 +1,133 @@
 //! `remuda up`: everything on this machine, until Ctrl-C.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
 use anyhow::Result;
 
+use crate::answer;
+use crate::demo;
+use crate::failure::report;
+use crate::local::{Local, Wanted, engine_failure};
+use crate::output::{bold, dim};
+use crate::progress::Shown;
+
 /// Start everything on this machine and stay until Ctrl-C
+///
+/// Starts a control plane with a node in the same process, and an engine for each pool of remuda.toml; without pools,
+/// one engine with --model or the demo model. Every other setting is taken from remuda.toml and the environment
+/// (docs/settings.md).
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  remuda up\n  remuda up --model hf:ORG/REPO/FILE.gguf\n  remuda up --addr 127.0.0.1:8081"
+    after_help = "Examples:\n  remuda up\n  remuda up --model hf:ORG/REPO/FILE.gguf\n  remuda up --addr 127.0.0.1:8081\n  \
+    remuda keys create me && remuda up --addr 0.0.0.0:8080"
 )]
-pub(crate) struct Arguments {}
+pub(crate) struct Arguments {
+    /// The model: a path, hf:ORG/REPO/FILE, https:... or a name of `remuda models list` [default: the demo model]
+    #[arg(long)]
+    model: Option<String>,
 
-pub(crate) async fn run(_arguments: Arguments) -> Result<()> {
-    anyhow::bail!("not yet")
+    /// How many tasks the engine takes at once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    slots: Option<u32>,
+
+    /// Address to listen on [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "HOST:PORT")]
+    addr: Option<SocketAddr>,
+
+    /// Let everybody who reaches the address use it, also from other machines
+    #[arg(long)]
+    insecure: bool,
+
+    /// The settings file [default: remuda.toml in the working directory, if there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    let wanted = Wanted {
+        flags: flags(&arguments),
+        model: arguments.model,
+        slots: arguments.slots,
+        for_one_run: false,
+    };
+    let local = Local::start(wanted)?;
+    local.shutdown().listen_to_signals()?;
+    let shown = Shown::new(false);
+    let mut told = None;
+    let ready = local.ready(&shown, |status| {
+        if told != status.last_error {
+            told.clone_from(&status.last_error);
+            shown.clear();
+            let _ = report(&engine_failure(status).into());
+            anstream::eprintln!("{}", dim("it is tried again; Ctrl-C gives up"));
+        }
+        Ok(())
+    });
+    tokio::select! {
+        outcome = ready => {
+            outcome?;
+            welcome(&local).await?;
+        }
+        () = local.shutdown().stopped() => {}
+    }
+    drop(shown);
+    let outcome = local.run().await;
+    anstream::eprintln!("stopped");
+    outcome
+}
+
+fn flags(arguments: &Arguments) -> Vec<String> {
+    let mut flags = Vec::new();
+    if let Some(addr) = arguments.addr {
+        flags.extend(["--addr".to_owned(), addr.to_string()]);
+    }
+    if let Some(config) = &arguments.config {
+        flags.extend(["--config".to_owned(), config.display().to_string()]);
+    }
+    if arguments.insecure {
+        flags.push("--insecure".to_owned());
+    }
+    flags
+}
+
+async fn welcome(local: &Local) -> Result<()> {
+    let url = local.url();
+    let listed = answer::models(&local.client(None)?).await;
+    let needs_key = listed.is_err();
+    let models = listed.unwrap_or_default();
+    let model = models.first().map_or(demo::NAME, String::as_str);
+    let with = if models.is_empty() {
+        String::new()
+    } else {
+        format!(" with {}", bold(models.join(", ")))
+    };
+    anstream::println!("Remuda is up at {}{with}. Ctrl-C stops everything.", bold(&url));
+    if local.is_demo {
+        anstream::println!(
+            "{}",
+            dim(format!("{}\n", demo::NOTE.replace("remuda run", "remuda up")))
+        );
+    }
+    let (header, key) = match needs_key {
+        true => (
+            " -H \"authorization: Bearer $REMUDA_API_KEY\"",
+            "os.environ[\"REMUDA_API_KEY\"]",
+        ),
+        false => ("", "\"none\""),
+    };
+    let question = "\"messages\": [{\"role\": \"user\", \"content\": \"3*67\"}]";
+    anstream::println!(
+        "{}\n  curl {url}/v1/chat/completions -H 'content-type: application/json'{header} \\\n    \
+         -d '{{\"model\": \"{model}\", {question}}}'\n",
+        bold("With curl:")
+    );
+    anstream::println!(
+        "{}\n  from openai import OpenAI\n  client = OpenAI(base_url=\"{url}/v1\", api_key={key})\n  \
+         answer = client.chat.completions.create(model=\"{model}\", messages=[{{\"role\": \"user\", \"content\": \"3*67\"}}])\n  \
+         print(answer.choices[0].message.content)\n",
+        bold("With an OpenAI client:")
+    );
+    anstream::println!("{} remuda chat", bold("To talk with it:"));
+    Ok(())
 }

@@ -6,8 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use daemon::config::{self, Sources};
 use jiff::Timestamp;
 use jiff::fmt::rfc2822;
+use pool_managerd::PoolSettings;
 use reqwest::Method;
 
 use super::Finding;
@@ -23,41 +25,27 @@ const CERTIFICATE_SOON: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Tokens, certificates and logs begin to disagree from here on.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5);
 
-pub(super) fn settings_file() -> Finding {
+/// Reads the settings as `remuda up` would.
+pub(super) fn settings() -> Finding {
     let about = "settings";
+    let advice = "docs/settings.md lists every setting";
+    let no_flags: [&str; 0] = [];
+    let read =
+        config::load::<orchestratord::Settings>(&Sources::with_arguments(no_flags)).and_then(|loaded| {
+            let pools = loaded.file.section::<Vec<PoolSettings>>("pools")?;
+            Ok(pools.map_or(0, |pools| pools.len()))
+        });
     let named = env::var_os("REMUDA_CONFIG")
         .filter(|path| !path.is_empty())
         .map(PathBuf::from);
-    let path = named
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(daemon::config::DEFAULT_FILE));
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
-            return Finding::ok(about, "no remuda.toml here; the defaults hold");
-        }
-        Err(error) => {
-            let found = format!("{} cannot be read: {error}", path.display());
-            return Finding::problem(about, found, "REMUDA_CONFIG names a file that must be readable");
-        }
-    };
-    match toml::from_str::<toml::Table>(&text) {
-        Err(error) => Finding::problem(
+    let file = named.unwrap_or_else(|| PathBuf::from(config::DEFAULT_FILE));
+    match read {
+        Err(error) => Finding::problem(about, error.to_string().trim_end(), advice),
+        Ok(_) if !file.exists() => Finding::ok(about, "no remuda.toml here; the defaults hold"),
+        Ok(pools) => Finding::ok(
             about,
-            format!("{} is no TOML: {}", path.display(), error.to_string().trim()),
-            "docs/settings.md lists every setting",
+            format!("{} can be read, with {pools} pools", file.display()),
         ),
-        Ok(table) => match table
-            .keys()
-            .find(|key| !daemon::config::SECTIONS.contains(&key.as_str()))
-        {
-            Some(key) => Finding::problem(
-                about,
-                format!("{} has a section {key:?} that nobody reads", path.display()),
-                format!("the sections are {}", daemon::config::SECTIONS.join(", ")),
-            ),
-            None => Finding::ok(about, format!("{} can be read", path.display())),
-        },
     }
 }
 

@@ -1,0 +1,237 @@
+//! Everything in this process: a control plane, a node whose door it calls as a function, and the engine below it.
+//!
+//! `remuda run` and `remuda up` start the same; they differ in what they keep. A run has a store and a runtime
+//! directory of its own, so that it disturbs nothing that runs beside it. Such directories are taken from a small
+//! numbered set in the cache, by lock, so that a run that was killed leaves nothing that grows.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use daemon::config::{self, Sources};
+use daemon::shutdown::{Drained, Shutdown};
+use engine_provisioner::{EngineStatus, Phase};
+use orchestratord::{ControlPlane, LocalNode, Settings};
+use pool_managerd::{Launch, Node, NodeConfig, NodeHandle, PoolSettings, StartError};
+use pool_registry_types::NodeId;
+use serde_json::json;
+
+use crate::client::Client;
+use crate::demo;
+use crate::failure::{Exit, Failure};
+use crate::progress::Shown;
+
+/// How many runs may go on at once for one user.
+const RUNS_MAX: u32 = 64;
+/// How often it is looked whether the model is there.
+const READY_INTERVAL: Duration = Duration::from_millis(10);
+/// How long the engine may take to end after the last answer.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// The recipe of engines that are started without being named.
+const ENGINE: &str = "llamacpp";
+/// Where handoffs lie unless the settings say otherwise; a run never uses it.
+const HANDOFF_DIR_DEFAULT: &str = ".runtime/engines";
+
+/// What is wanted.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    /// The model; the settings' pools, or else the demo model, without one.
+    pub(crate) model: Option<String>,
+    /// How many tasks the engine takes at once.
+    pub(crate) slots: Option<u32>,
+    /// Flags for the settings.
+    pub(crate) flags: Vec<String>,
+    /// Whether nothing of it is to stay: a store of its own, any port, no pools of the settings.
+    pub(crate) for_one_run: bool,
+}
+
+/// What was started.
+pub(crate) struct Local {
+    node: NodeHandle,
+    control_plane: ControlPlane,
+    shutdown: Shutdown,
+    /// Whether the demo model is what answers.
+    pub(crate) is_demo: bool,
+}
+
+impl Local {
+    /// Starts it all; the engine follows. Only what is wrong with the settings or this machine is an error here.
+    pub(crate) fn start(wanted: Wanted) -> Result<Self> {
+        let loaded = config::load::<Settings>(&Sources::with_arguments(&wanted.flags))?;
+        let mut settings = loaded.settings;
+        init_logs(&mut settings, wanted.for_one_run)?;
+        let from_settings = match wanted.for_one_run || wanted.model.is_some() {
+            true => Vec::new(),
+            false => loaded
+                .file
+                .section::<Vec<PoolSettings>>("pools")?
+                .unwrap_or_default(),
+        };
+        let is_demo =
+            from_settings.is_empty() && wanted.model.as_deref().is_none_or(|model| model == demo::NAME);
+        let pools = match from_settings.is_empty() {
+            true => vec![pool(&wanted, is_demo, &settings.engines.cache_dir())?],
+            false => from_settings,
+        };
+
+        let (node, directory) = start_node(&settings, pools)?;
+        settings.cloud_profile = false;
+        if wanted.for_one_run {
+            for_one_run(&mut settings, &directory);
+        }
+        let shutdown = Shutdown::new();
+        let local = LocalNode {
+            node_id: node_id(),
+            control: node.control(),
+        };
+        let control_plane = ControlPlane::start(settings, Some(local), shutdown.clone())?;
+        Ok(Self {
+            node,
+            control_plane,
+            shutdown,
+            is_demo,
+        })
+    }
+
+    /// Where it listens, for people and clients.
+    pub(crate) fn url(&self) -> String {
+        let addr = self.control_plane.addr();
+        let ip = addr.ip();
+        match ip.is_unspecified() {
+            true => format!("http://127.0.0.1:{}", addr.port()),
+            false => format!("http://{}", SocketAddr::new(ip, addr.port())),
+        }
+    }
+
+    pub(crate) fn client(&self, api_key: Option<&str>) -> Result<Client> {
+        Client::new(&self.url(), api_key, None)
+    }
+
+    pub(crate) fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
+    }
+
+    /// Waits until a model can be asked, showing how far the engine is. `on_failure` decides what an engine that cannot
+    /// be had means: an error ends the wait. Cancel safe.
+    pub(crate) async fn ready(
+        &self,
+        shown: &Shown,
+        mut on_failure: impl FnMut(&EngineStatus) -> Result<()>,
+    ) -> Result<()> {
+        let engines = self.node.engines();
+        while !self.control_plane.serves(None) {
+            let statuses: Vec<EngineStatus> = engines.borrow().values().cloned().collect();
+            for status in statuses {
+                if let Some(step) = &status.progress {
+                    shown.show(step);
+                }
+                if status.phase == Phase::BackingOff {
+                    on_failure(&status)?;
+                }
+            }
+            tokio::time::sleep(READY_INTERVAL).await;
+        }
+        shown.clear();
+        Ok(())
+    }
+
+    /// Waits until somebody asks for the end, then finishes what runs and ends the engine.
+    pub(crate) async fn run(self) -> Result<()> {
+        let drained = self.control_plane.run().await;
+        self.node.shutdown(STOP_TIMEOUT, true).await;
+        Ok(self.shutdown.outcome(drained)?)
+    }
+
+    /// Ends it all now.
+    pub(crate) async fn stop(self) {
+        self.shutdown.stop();
+        let ending = async {
+            let _: Drained = self.control_plane.run().await;
+            self.node.shutdown(STOP_TIMEOUT, true).await;
+        };
+        // Whoever presses Ctrl-C again does not want to wait; the kernel ends the engine with this process.
+        tokio::select! {
+            () = ending => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    }
+}
+
+/// The engine cannot be had, in words for a person.
+pub(crate) fn engine_failure(status: &EngineStatus) -> Failure {
+    let reason = status
+        .last_error
+        .as_deref()
+        .unwrap_or("it ended for no reason that is known");
+    Failure::new(Exit::Failed, format!("the engine cannot be started: {reason}"))
+        .hint("`remuda doctor` says what is missing")
+}
+
+/// Logs go to standard error. People who typed `run` see them only when they have asked; `up` shows what matters.
+fn init_logs(settings: &mut Settings, for_one_run: bool) -> Result<()> {
+    let asked = std::env::var_os("REMUDA_LOG").is_some_and(|value| !value.is_empty());
+    if for_one_run && !asked {
+        return Ok(());
+    }
+    if !asked && settings.telemetry.log == "info" {
+        "warn".clone_into(&mut settings.telemetry.log);
+    }
+    daemon::telemetry::init("remuda", &settings.telemetry)?;
+    Ok(())
+}
+
+/// The one pool that is started when the settings name none.
+fn pool(wanted: &Wanted, is_demo: bool, cache: &Path) -> Result<PoolSettings> {
+    let (id, model, name) = match (&wanted.model, is_demo) {
+        (Some(model), false) => ("local", model.clone(), None),
+        _ => (
+            demo::NAME,
+            demo::install(&cache.join("demo"))?.display().to_string(),
+            Some(demo::NAME),
+        ),
+    };
+    let pool = json!({"id": id, "engine": ENGINE, "model": model, "model_name": name, "slots": wanted.slots});
+    serde_json::from_value(pool).context("the settings of a pool")
+}
+
+/// Starts the node in the directory that the settings name, or in the first of ours that nobody has.
+fn start_node(settings: &Settings, pools: Vec<PoolSettings>) -> Result<(NodeHandle, PathBuf)> {
+    let mut config = NodeConfig::new(pools, settings.engines.clone());
+    if config.engines.handoff_dir != Path::new(HANDOFF_DIR_DEFAULT) {
+        let directory = config.engines.handoff_dir.clone();
+        return Ok((Node::start(config, Launch::InProcess)?, directory));
+    }
+    config.auto_delete_handoff = true;
+    let base = settings.engines.cache_dir().join("run");
+    for number in 0..RUNS_MAX {
+        let directory = base.join(number.to_string());
+        config.engines.handoff_dir = directory.join("engines");
+        match Node::start(config.clone(), Launch::InProcess) {
+            Err(StartError::Taken { .. }) => {}
+            started => return Ok((started?, directory)),
+        }
+    }
+    Err(Failure::new(Exit::TryLater, format!("{RUNS_MAX} runs go on already")).into())
+}
+
+/// Nothing of the settings but the engine's own may reach a run: no keys, no open address, no shared store.
+fn for_one_run(settings: &mut Settings, directory: &Path) {
+    settings.addr = SocketAddr::from(([127, 0, 0, 1], 0));
+    settings.data_dir = Some(directory.join("data"));
+    settings.workers = 1;
+    settings.api_keys = None;
+    settings.api_token = None;
+    settings.tls_cert = None;
+    settings.tls_key = None;
+    settings.metrics_port = None;
+    settings.pool_managers.clear();
+    settings.pool_managers_dns = None;
+    settings.drain_timeout_ms = STOP_TIMEOUT;
+}
+
+/// The machine's name, as far as that is an identifier.
+fn node_id() -> NodeId {
+    let named = pool_managerd::host_name().and_then(|name| NodeId::new(name).ok());
+    named.unwrap_or_else(|| NodeId::new("local").expect("letters are an identifier"))
+}

@@ -120,6 +120,7 @@ impl Reconciler {
     pub(crate) async fn run(mut self) {
         let mut statuses = self.fleet.statuses();
         let mut watching = true;
+        let changed = self.door.changed().clone();
         loop {
             let look = self.round().await;
             let busy = !self.state.leaving.is_empty() || look.is_none();
@@ -128,6 +129,7 @@ impl Reconciler {
                 () = tokio::time::sleep(wait) => {}
                 changed = self.handoffs.changed(), if watching => watching = changed.is_ok(),
                 Ok(()) = statuses.changed() => {}
+                () = changed.came_or_went.notified() => {}
                 command = self.commands.recv() => match command {
                     Some(Command::Drain { pool, deadline, reply }) => {
                         // A caller that has gone does not want to know.
@@ -168,7 +170,9 @@ impl Reconciler {
             self.execute(action).await;
         }
         for (key, kept) in &look.kept {
-            pending.entry(key.clone()).or_insert_with(|| pending_of(kept));
+            pending
+                .entry(key.clone())
+                .or_insert_with(|| pending_of(kept, self.engine_of(&key.0)));
         }
         self.show(pending);
         self.reap();
@@ -370,6 +374,12 @@ impl Reconciler {
         }
     }
 
+    /// The name of the pool's recipe.
+    fn engine_of(&self, pool: &PoolId) -> String {
+        let pool = self.pools.iter().find(|known| known.id == *pool);
+        pool.map(|pool| pool.recipe.name.clone()).unwrap_or_default()
+    }
+
     /// Puts everything behind the door, in one step.
     fn show(&self, pending: BTreeMap<Key, Pending>) {
         let mut pools: BTreeMap<PoolId, PoolEntry> = BTreeMap::new();
@@ -502,10 +512,10 @@ impl Reconciler {
 }
 
 /// An engine that has no address yet, or none any more.
-fn pending_of(kept: &Kept) -> Pending {
+fn pending_of(kept: &Kept, engine: String) -> Pending {
     let Some(status) = &kept.status else {
         return Pending {
-            engine: String::new(),
+            engine,
             state: ReplicaState::Starting,
             note: None,
         };
@@ -516,7 +526,7 @@ fn pending_of(kept: &Kept) -> Pending {
         Phase::Stopping | Phase::Stopped => ReplicaState::Draining,
     };
     Pending {
-        engine: String::new(),
+        engine,
         state,
         note: status.last_error.clone(),
     }

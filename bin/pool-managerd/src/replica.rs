@@ -55,6 +55,8 @@ pub(crate) struct Facts {
 pub(crate) struct Changed {
     dirty: AtomicBool,
     wake: Notify,
+    /// Woken when a replica came in or went out.
+    pub(crate) came_or_went: Notify,
 }
 
 impl Changed {
@@ -176,6 +178,9 @@ impl Replica {
         inner.apply_gate();
         drop(inner);
         self.changed.set();
+        if came {
+            self.changed.came_or_went.notify_one();
+        }
         came
     }
 
@@ -191,6 +196,9 @@ impl Replica {
         inner.apply_gate();
         drop(inner);
         self.changed.set();
+        if went {
+            self.changed.came_or_went.notify_one();
+        }
         went
     }
 

@@ -34,16 +34,16 @@ const END_MARGIN: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The settings are wrong.
-    #[error(transparent)]
+    #[error("the node daemon cannot start")]
     Config(#[from] daemon::config::ConfigError),
     /// It would have been open to everybody.
-    #[error(transparent)]
+    #[error("the node daemon cannot start")]
     Open(#[from] OpenBindRefused),
     /// TLS cannot be used as set.
-    #[error(transparent)]
+    #[error("the node daemon cannot start")]
     Tls(#[from] TlsError),
     /// The port is taken.
-    #[error(transparent)]
+    #[error("the node daemon cannot start")]
     Listen(#[from] daemon::listen::ListenError),
     /// The node did not start.
     #[error("the node does not start")]
@@ -58,7 +58,7 @@ pub enum DaemonError {
     #[error("the system refused")]
     Io(#[from] std::io::Error),
     /// It ended with something left undone.
-    #[error(transparent)]
+    #[error("the node daemon did not end well")]
     Ended(#[from] Ended),
 }
 
@@ -183,7 +183,7 @@ async fn end(
         () = shutdown.aborted() => usize::MAX,
     };
     callbacks.stop().await;
-    if let Some(registration) = registration.and_then(Arc::into_inner) {
+    if let Some(registration) = registration {
         registration.stop().await;
     }
     let drained = shutdown.drain(END_MARGIN).await;

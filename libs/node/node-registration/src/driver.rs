@@ -103,7 +103,7 @@ impl Registration {
     }
 
     /// Deregisters everywhere and ends. Takes a little over two seconds at most.
-    pub async fn stop(self) {
+    pub async fn stop(&self) {
         self.stop.cancel();
         self.tasks.wait().await;
     }

@@ -1,5 +1,7 @@
 //! What every request and every streamed chunk costs.
 
+#![expect(clippy::unwrap_used, reason = "what is measured is known to be right")]
+
 use std::hint::black_box;
 
 use adapter_host::{Assembler, RequestRules, Rewrite, StreamWatch, read_request};

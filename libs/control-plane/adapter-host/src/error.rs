@@ -256,13 +256,14 @@ pub fn engine_error(status: u16, body: &[u8]) -> ApiError {
 
 /// llama.cpp answers 500 when it cannot make sense of a request; only the message tells.
 fn blames_request(message: &str) -> bool {
-    const BEGINNINGS: [&str; 6] = [
+    const BEGINNINGS: [&str; 7] = [
         "[json.exception.",
         "Failed to parse messages",
         "Failed to parse tools",
         "Unsupported param",
         "Only no echo",
         "parse error",
+        "\"prompt\" elements must be",
     ];
     BEGINNINGS.iter().any(|beginning| message.starts_with(beginning))
         || message.contains("input is not supported")

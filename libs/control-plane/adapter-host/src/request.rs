@@ -5,6 +5,7 @@
 //! this is the lenient side; the engine has the last word and its refusal is passed on.
 
 mod shape;
+mod tools;
 
 use std::borrow::Cow;
 
@@ -225,7 +226,7 @@ impl<'a> Reader<'a> {
                 self.has_content = true;
             }
             (ChatCompletions | Messages | CountTokens | Responses, "tools") => {
-                self.tools = shape::tools(scanner)?;
+                self.tools = tools::list(self.dialect, scanner)?;
             }
             (Responses, "input") if scanner.kind()? == Kind::String => {
                 self.prompt = Some(scanner.string()?.inner());
@@ -239,6 +240,9 @@ impl<'a> Reader<'a> {
             (Completions, "prompt") | (Embeddings, "input") => {
                 self.prompt = shape::prompt(scanner, key)?;
                 self.has_content = true;
+            }
+            (Embeddings, "encoding_format") => {
+                shape::text_or_null(scanner, key)?;
             }
             (Rerank, "query") => {
                 shape::text(scanner, "query")?;

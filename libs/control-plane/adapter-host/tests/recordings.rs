@@ -1,6 +1,11 @@
 //! Answers of a real llama-server, recorded with and without a stream (`recordings/record.py`): the stream put together
 //! must be the answer without one.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a recording that cannot be read stops the test, as it should"
+)]
+
 use std::path::Path;
 
 use adapter_host::{
@@ -100,7 +105,9 @@ fn known_differences(name: &str, got: &Value, expect: &mut Value) {
     }
     // A token that ends the answer has no chunk, and so no logprobs.
     if name == "chat_logprobs" {
-        let told = expect["choices"][0]["logprobs"]["content"].as_array_mut().unwrap();
+        let told = expect["choices"][0]["logprobs"]["content"]
+            .as_array_mut()
+            .unwrap();
         assert_eq!(told.pop().unwrap()["token"], "");
     }
     // Reasoning items have no status in the last event of a stream.
@@ -195,7 +202,11 @@ fn the_requests_can_be_read_and_asked_as_streams() {
         let facts = read_request(dialect, body.as_bytes(), &rules).unwrap();
         assert_eq!(facts.model.as_deref(), Some("demo"), "{name}");
         assert!(!facts.stream && facts.can_be_streamed, "{name}");
-        assert_eq!(facts.prefix_hashes.is_empty(), name == "completions_several", "{name}");
+        assert_eq!(
+            facts.prefix_hashes.is_empty(),
+            name == "completions_several",
+            "{name}"
+        );
         let streamed = facts.places.rewrite(
             body.as_bytes(),
             &Rewrite {

@@ -5,7 +5,7 @@
 
 use crate::json::{Kind, Leaves, RawText, Scanner};
 use crate::prefix::{Conversation, TextHasher};
-use crate::request::Fault;
+use crate::request::{Fault, tools};
 
 /// What is known about pictures, sound and files in a request.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +40,12 @@ impl Media {
     }
 }
 
-fn expect(scanner: &mut Scanner<'_>, kind: Kind, path: &str, problem: &'static str) -> Result<(), Fault> {
+pub(super) fn expect(
+    scanner: &mut Scanner<'_>,
+    kind: Kind,
+    path: &str,
+    problem: &'static str,
+) -> Result<(), Fault> {
     if scanner.kind()? == kind {
         Ok(())
     } else {
@@ -167,7 +172,7 @@ fn message(scanner: &mut Scanner<'_>, hasher: &mut TextHasher, media: &mut Media
                 content(scanner, "content", hasher, media)?;
                 has_content = true;
             }
-            "tool_calls" => tool_calls(scanner, hasher)?,
+            "tool_calls" => tools::calls(scanner, hasher)?,
             key @ ("name" | "tool_call_id" | "reasoning_content") => {
                 if let Some(text) = text_or_null(scanner, key)? {
                     hasher.string(text.inner());
@@ -194,7 +199,7 @@ fn item(scanner: &mut Scanner<'_>, hasher: &mut TextHasher, media: &mut Media) -
 }
 
 /// A member that is not checked.
-fn other(scanner: &mut Scanner<'_>, key: &str, hasher: &mut TextHasher) -> Result<(), Fault> {
+pub(super) fn other(scanner: &mut Scanner<'_>, key: &str, hasher: &mut TextHasher) -> Result<(), Fault> {
     if hasher.wants(key) {
         scanner.skip(hasher)?;
     } else {
@@ -254,53 +259,6 @@ fn part(scanner: &mut Scanner<'_>, hasher: &mut TextHasher, media: &mut Media) -
     }
 }
 
-/// `tool_calls` of an assistant's message.
-fn tool_calls(scanner: &mut Scanner<'_>, hasher: &mut TextHasher) -> Result<(), Fault> {
-    if scanner.kind()? == Kind::Null {
-        return Ok(scanner.literal("null")?);
-    }
-    expect(scanner, Kind::Array, "tool_calls", "must be an array")?;
-    scanner.array(|scanner, index| {
-        named_object(scanner, hasher, &["function", "custom"])
-            .map_err(|fault| fault.inside(|| format!("tool_calls[{index}]")))
-            .map(|_| ())
-    })
-}
-
-/// `tools`; gives the hash of their texts, or none when there are none.
-pub(super) fn tools(scanner: &mut Scanner<'_>) -> Result<Option<u64>, Fault> {
-    if scanner.kind()? == Kind::Null {
-        scanner.literal("null")?;
-        return Ok(None);
-    }
-    expect(scanner, Kind::Array, "tools", "must be an array")?;
-    let mut hasher = TextHasher::default();
-    let mut is_empty = true;
-    scanner.array(|scanner, index| {
-        is_empty = false;
-        named_object(scanner, &mut hasher, &["function"])
-            .map_err(|fault| fault.inside(|| format!("tools[{index}]")))
-    })?;
-    Ok((!is_empty).then(|| hasher.value()))
-}
-
-/// An object whose `type` and `name` are strings, its own as well as those of the objects called `inner`.
-fn named_object(scanner: &mut Scanner<'_>, hasher: &mut TextHasher, inner: &[&str]) -> Result<(), Fault> {
-    expect(scanner, Kind::Object, "", "must be an object")?;
-    scanner.object(|scanner, key| match &*key.decode() {
-        key @ ("type" | "name") => {
-            if let Some(text) = text_or_null(scanner, key)? {
-                hasher.string(text.inner());
-            }
-            Ok(())
-        }
-        key if inner.contains(&key) => {
-            named_object(scanner, hasher, &[]).map_err(|fault| fault.inside(|| key.to_owned()))
-        }
-        key => other(scanner, key, hasher),
-    })
-}
-
 /// `prompt` or `input`: a string, tokens, or an array of such; gives the text when it is one string.
 pub(super) fn prompt<'a>(scanner: &mut Scanner<'a>, path: &str) -> Result<Option<&'a str>, Fault> {
     match scanner.kind()? {
@@ -312,14 +270,7 @@ pub(super) fn prompt<'a>(scanner: &mut Scanner<'a>, path: &str) -> Result<Option
             let mut is_empty = true;
             scanner.array(|scanner, index| {
                 is_empty = false;
-                if matches!(scanner.kind()?, Kind::Bool | Kind::Null) {
-                    return Err(Fault::at(
-                        format!("{path}[{index}]"),
-                        "must be a string, a token or an array of tokens",
-                    ));
-                }
-                scanner.skip(&mut ())?;
-                Ok(())
+                prompt_element(scanner).map_err(|fault| fault.inside(|| format!("{path}[{index}]")))
             })?;
             if is_empty {
                 return Err(Fault::at(path, "must not be empty"));
@@ -328,6 +279,20 @@ pub(super) fn prompt<'a>(scanner: &mut Scanner<'a>, path: &str) -> Result<Option
         _ => return Err(Fault::at(path, "must be a string or an array")),
     }
     Ok(None)
+}
+
+/// A text, a token, an array of those, or an object that an engine knows what to do with.
+fn prompt_element(scanner: &mut Scanner<'_>) -> Result<(), Fault> {
+    match scanner.kind()? {
+        Kind::Array => scanner.array(|scanner, index| {
+            if !matches!(scanner.kind()?, Kind::Number | Kind::String) {
+                return Err(Fault::at(format!("[{index}]"), "must be a token"));
+            }
+            Ok(scanner.skip(&mut ()).map(|_| ())?)
+        }),
+        Kind::Bool | Kind::Null => Err(Fault::at("", "must be a string, a token or an array of tokens")),
+        Kind::String | Kind::Number | Kind::Object => Ok(scanner.skip(&mut ()).map(|_| ())?),
+    }
 }
 
 /// The documents to rank: strings, or objects with a text.

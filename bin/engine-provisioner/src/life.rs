@@ -339,7 +339,16 @@ impl Life {
         }
         let pause = self.pause();
         self.state = State::BackingOff { until: now + pause };
-        self.last_error = Some(error);
+        self.last_error = Some(if self.failed_at.len() > self.policy.budget {
+            let window = self.policy.budget_window.as_secs();
+            let slowly = self.policy.pause_beyond_budget.as_secs();
+            format!(
+                "{error} (more than {} failures in {window} s: tried every {slowly} s only)",
+                self.policy.budget
+            )
+        } else {
+            error
+        });
         vec![]
     }
 

@@ -59,6 +59,14 @@ fn pauses_double_until_the_budget_is_used_up_and_the_budget_comes_back() {
     for (pause, expect) in pauses.iter().zip([0.5, 1.0, 2.0, 4.0, 8.0, 60.0, 60.0, 60.0]) {
         assert!((expect * 0.75..=expect * 1.25).contains(pause), "{pauses:?}");
     }
+    let _ = life.step(now, failed("crash"));
+    assert_eq!(
+        life.last_error(),
+        Some("crash (more than 5 failures in 600 s: tried every 60 s only)")
+    );
+    now = life.wake_at().unwrap();
+    let _ = life.step(now, Event::Tick);
+    let _ = life.step(now, Event::Fetched);
     now += second(700);
     assert_eq!(life.step(now, Event::Answered), [Effect::WriteHandoff]);
     let _ = life.step(now, failed("crash"));

@@ -17,6 +17,17 @@ const BUILT_IN: [(&str, &str); 4] = [
     ("openai", include_str!("../../../engines/openai.toml")),
 ];
 
+/// What arguments may hold in braces.
+const PLACEHOLDERS: [&str; 7] = [
+    "port",
+    "model_path",
+    "model_name",
+    "slots",
+    "context_length",
+    "context_total",
+    "threads",
+];
+
 /// A recipe file may not be larger than this.
 const RECIPE_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -210,12 +221,10 @@ pub enum RecipeError {
         source: std::io::Error,
     },
     /// A recipe has something that it may not have.
-    #[error("{file}:{line}: {message}")]
+    #[error("{place}: {message}")]
     Content {
-        /// Which file.
-        file: String,
-        /// Which line, from 1.
-        line: usize,
+        /// Which file, and which line when one line is to blame.
+        place: String,
         /// What is wrong, naming the key.
         message: String,
     },
@@ -252,8 +261,7 @@ impl Recipe {
             let at = error.span().map_or(0, |span| span.start.min(text.len()));
             let line = 1 + text[..at].matches('\n').count();
             RecipeError::Content {
-                file: file.to_owned(),
-                line,
+                place: format!("{file}:{line}"),
                 message: error.message().to_owned(),
             }
         })?;
@@ -292,8 +300,7 @@ impl Recipe {
 
     fn check(&self, file: &str) -> Result<(), RecipeError> {
         let wrong = |message: String| RecipeError::Content {
-            file: file.to_owned(),
-            line: 1,
+            place: file.to_owned(),
             message,
         };
         let stem = Path::new(file).file_stem().and_then(|stem| stem.to_str());
@@ -321,6 +328,19 @@ impl Recipe {
                 return Err(wrong(format!("the probe path {path:?} must begin with '/'")));
             }
         }
+        let features = self.features.values().flat_map(|feature| &feature.args);
+        let starts = self
+            .start
+            .iter()
+            .flat_map(|start| start.args.iter().chain(&start.threads_args));
+        for placeholder in starts.chain(features).flat_map(|arg| placeholders(arg)) {
+            if !PLACEHOLDERS.contains(&placeholder) {
+                let known = PLACEHOLDERS.join("}, {");
+                return Err(wrong(format!(
+                    "there is no placeholder {{{placeholder}}}; there are {{{known}}}"
+                )));
+            }
+        }
         Ok(())
     }
 }
@@ -328,6 +348,16 @@ impl Recipe {
 /// What this machine is called in recipes: `linux-x86_64`, `macos-aarch64`, ...
 pub fn platform() -> String {
     format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH)
+}
+
+/// The words in braces. Braces around anything else, as in JSON, are left alone.
+fn placeholders(arg: &str) -> impl Iterator<Item = &str> {
+    let word =
+        |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    arg.split('{')
+        .skip(1)
+        .filter_map(|rest| rest.split_once('}').map(|(word, _)| word))
+        .filter(word)
 }
 
 fn names(directory: Option<&Path>) -> Vec<String> {
@@ -393,15 +423,31 @@ mod tests {
         );
         check(
             |text| text.replace("name = \"ollama\"", "name = \"other\""),
-            "engines/ollama.toml:1: `name` is \"other\", but the file's name says otherwise",
+            "engines/ollama.toml: `name` is \"other\", but the file's name says otherwise",
         );
         check(
             |text| text.replace("\"/v1/models\"", "\"v1/models\""),
-            "engines/ollama.toml:1: the probe path \"v1/models\" must begin with '/'",
+            "engines/ollama.toml: the probe path \"v1/models\" must begin with '/'",
         );
         check(
             |text| format!("{text}\n[start]\nargs = []\nready_timeout_s = 1\nstop_timeout_s = 1\n"),
-            "engines/ollama.toml:1: `start` and `source` go together: either both are there or none",
+            "engines/ollama.toml: `start` and `source` go together: either both are there or none",
+        );
+    }
+
+    #[test]
+    fn a_placeholder_that_nobody_knows_is_refused() {
+        let text = BUILT_IN[0].1.replace("{port}", "{prot}");
+        let error = Recipe::parse("engines/llamacpp.toml", &text)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("engines/llamacpp.toml: there is no placeholder {prot}; there are {port}"),
+            "{error}"
+        );
+        assert_eq!(
+            placeholders(r#"a{port}b{"json":1}{}{slots}"#).collect::<Vec<_>>(),
+            ["port", "slots"]
         );
     }
 

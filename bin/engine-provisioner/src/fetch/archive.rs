@@ -30,7 +30,7 @@ pub(super) async fn get_archive(
         size_bytes: None,
         partial: partial.clone(),
     };
-    let client = model_store::client().map_err(EngineError::Client)?;
+    let client = model_store::client()?;
     download.run(&client, &RetryPolicy::default(), progress).await?;
     let (from, to, progress) = (partial.clone(), target.to_owned(), progress.clone());
     tokio::task::spawn_blocking(move || unpack(&from, &Within::All, &to, &progress))

@@ -82,9 +82,6 @@ pub enum EngineError {
     /// An archive could not be downloaded.
     #[error(transparent)]
     Download(#[from] DownloadError),
-    /// There is no HTTP client to be had.
-    #[error("cannot set up HTTPS")]
-    Client(#[source] reqwest::Error),
     /// An archive could not be unpacked.
     #[error(transparent)]
     Unpack(#[from] UnpackError),
@@ -352,11 +349,21 @@ impl Place<'_> {
         self.publish(staging).await
     }
 
+    /// A directory for what is not complete yet. Only under the lock: what an earlier one left there is removed.
     fn staging(&self) -> Result<tempfile::TempDir, EngineError> {
-        let engines = self.engines();
+        let (engines, prefix) = (self.engines(), format!(".staging-{}-", self.label()));
         let make = || {
             std::fs::create_dir_all(&engines)?;
-            tempfile::Builder::new().prefix(".staging-").tempdir_in(&engines)
+            for entry in std::fs::read_dir(&engines)?.flatten() {
+                if entry
+                    .file_name()
+                    .as_encoded_bytes()
+                    .starts_with(prefix.as_bytes())
+                {
+                    std::fs::remove_dir_all(entry.path())?;
+                }
+            }
+            tempfile::Builder::new().prefix(&prefix).tempdir_in(&engines)
         };
         make().map_err(|source| EngineError::Keep {
             path: engines.clone(),

@@ -1,5 +1,6 @@
 //! While another provisioner keeps the replica: watching what is there instead of doing anything.
 
+use std::path::Path;
 use std::time::Duration;
 
 use pool_registry_types::Handoff;
@@ -9,17 +10,21 @@ use tokio_util::sync::CancellationToken;
 use super::{Claim, Supervision};
 use crate::launch::{Keeper, read_bounded};
 use crate::probe;
+use crate::settings::state_dir;
 use crate::status::Phase;
 
 /// How often the lock and the engine are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// An engine that answered is asked again each so many looks.
+const LOOKS_PER_PROBE: u64 = 10;
 
 /// How long an engine may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Waits until the replica is ours, and clears away what its last keeper left. Answers false when stopped before.
 pub(super) async fn wait_for_claim(supervision: &mut Supervision, stop: &CancellationToken) -> bool {
-    loop {
+    for look in 0_u64.. {
         match supervision.claim() {
             Ok(Claim::Ours) => {
                 supervision.status.send_modify(|status| {
@@ -31,24 +36,29 @@ pub(super) async fn wait_for_claim(supervision: &mut Supervision, stop: &Cancell
                 clear_away(supervision).await;
                 return true;
             }
-            Ok(Claim::Taken(keeper)) => watch(supervision, keeper).await,
+            Ok(Claim::Taken(keeper)) => watch(supervision, keeper, look % LOOKS_PER_PROBE == 0).await,
             Err(error) => supervision.status.send_modify(|status| {
                 status.phase = Phase::BackingOff;
                 status.last_error = Some(daemon::exit::chain(&error));
             }),
         }
         tokio::select! {
-            () = stop.cancelled() => return false,
+            () = stop.cancelled() => break,
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
         }
     }
+    false
 }
 
-/// Publishes the state of the engine that somebody else keeps.
-async fn watch(supervision: &Supervision, keeper: Option<Keeper>) {
+/// Publishes the state of the engine that somebody else keeps. One that answered is asked again only when it is `due`.
+async fn watch(supervision: &Supervision, keeper: Option<Keeper>, due: bool) {
     let other_spec = keeper
         .as_ref()
         .filter(|keeper| keeper.spec_hash != supervision.spec_hash);
+    let settled = supervision.status.borrow().phase == Phase::Ready && supervision.status.borrow().adopted;
+    if settled && other_spec.is_none() && !due {
+        return;
+    }
     let found = match other_spec {
         Some(other) => Err(format!(
             "this replica is kept by process {} with other settings; end that one first",
@@ -103,6 +113,7 @@ async fn look(supervision: &Supervision) -> Result<Handoff, String> {
 ///
 /// On Linux the kernel has killed it with its keeper already; this is for systems where it does not.
 async fn clear_away(supervision: &Supervision) {
+    remove_temporary_files(&supervision.settings.handoff_dir);
     let Some(handoff) = read_handoff(supervision) else {
         return;
     };
@@ -125,6 +136,21 @@ async fn clear_away(supervision: &Supervision) {
         handoff_watcher::remove(&supervision.settings.handoff_dir, &spec.pool_id, &spec.replica_id)
     {
         tracing::error!(error = %daemon::exit::chain(&error), "an old handoff stays");
+    }
+}
+
+/// Removes what provisioners that were killed in the middle of writing left. Nobody writes for as long as a minute.
+fn remove_temporary_files(handoff_dir: &Path) {
+    for directory in [handoff_dir.to_owned(), state_dir(handoff_dir)] {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            let temporary = entry.file_name().as_encoded_bytes().starts_with(b".");
+            let modified = entry.metadata().and_then(|metadata| metadata.modified()).ok();
+            let age = modified.and_then(|modified| modified.elapsed().ok());
+            if temporary && age.is_some_and(|age| age > Duration::from_secs(60)) {
+                // Another provisioner may have been faster.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
     }
 }
 

@@ -34,6 +34,9 @@ const PROBE_INTERVAL_MAX: Duration = Duration::from_millis(500);
 /// How often an engine that is ready is asked.
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How often the progress of one long step is published.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
 /// How long one question may take. An engine that computes on every core may be slow to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -196,8 +199,19 @@ impl Executor<'_> {
         let generation = self.generation;
         let supervision = self.supervision;
         let status = supervision.status.clone();
+        let told = std::sync::Mutex::new(None::<Instant>);
         let progress = Progress::new(move |step| {
-            status.send_modify(|status| status.progress = Some(step));
+            let mut told = told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let new_step = status
+                .borrow()
+                .progress
+                .as_ref()
+                .is_none_or(|before| before.what != step.what);
+            let due = told.is_none_or(|at| at.elapsed() >= PROGRESS_INTERVAL);
+            if new_step || due || step.total == Some(step.done) {
+                *told = Some(Instant::now());
+                status.send_modify(|status| status.progress = Some(step));
+            }
         });
         let (spec, settings, recipe) = (
             supervision.spec.clone(),

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may end by panicking")]
 
 mod archive;
+mod build;
 mod in_process;
 mod program;
 #[path = "../../../../libs/node/model-store/tests/support/server.rs"]

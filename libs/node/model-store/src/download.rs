@@ -85,7 +85,7 @@ pub struct Downloaded {
 }
 
 /// The client for downloads: it follows no redirects by itself and gives up on a connection that says nothing.
-pub fn client() -> Result<Client, reqwest::Error> {
+pub fn client() -> Result<Client, DownloadError> {
     // Another part of the process may have chosen a provider before; any of them will do.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
@@ -94,6 +94,7 @@ pub fn client() -> Result<Client, reqwest::Error> {
         .connect_timeout(Duration::from_secs(10))
         .read_timeout(Duration::from_secs(30))
         .build()
+        .map_err(DownloadError::Client)
 }
 
 impl Download {

@@ -162,7 +162,7 @@ impl Store {
             let path = entry
                 .map_err(|source| file_error("read", &directory, source))?
                 .path();
-            if path.extension().is_none_or(|extension| extension != "json") {
+            if !is_manifest(&path) {
                 continue;
             }
             match read_manifest(&path) {
@@ -217,21 +217,41 @@ impl Store {
     /// Removes a name, and its content when no other name stands for it.
     pub fn remove(&self, name: &str) -> Result<Removed, StoreError> {
         let _lock = self.lock()?;
-        let model = self
-            .get(name)?
-            .ok_or_else(|| StoreError::NoSuchModel(name.to_owned()))?;
+        if self.get(name)?.is_none() {
+            return Err(StoreError::NoSuchModel(name.to_owned()));
+        }
         let path = self.manifest_path(name);
         fs::remove_file(&path).map_err(|source| file_error("remove", &path, source))?;
-        if self.list()?.iter().any(|other| other.sha256 == model.sha256) {
-            return Ok(Removed { freed_bytes: 0 });
+        Ok(Removed {
+            freed_bytes: self.sweep()?,
+        })
+    }
+
+    /// Removes content that no name stands for, and temporary files: what an end at a bad moment left, and what a
+    /// newer pull has replaced. Only under the store's lock. Answers how many bytes are free again.
+    fn sweep(&self) -> Result<u64, StoreError> {
+        let manifests = files_of(&self.root.join("manifests")).filter(|path| is_manifest(path));
+        let kept: io::Result<Vec<PathBuf>> = manifests
+            .map(|path| Ok(self.model(read_manifest(&path)?).path))
+            .collect();
+        let Ok(kept) = kept else {
+            // A manifest that cannot be read may stand for any content.
+            return Ok(0);
+        };
+        let mut freed_bytes = 0;
+        for path in files_of(&self.root.join("blobs")).filter(|path| !kept.contains(path)) {
+            freed_bytes += fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            fs::remove_file(&path).map_err(|source| file_error("remove", &path, source))?;
         }
-        match fs::remove_file(&model.path) {
-            Ok(()) => Ok(Removed {
-                freed_bytes: model.size_bytes,
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Removed { freed_bytes: 0 }),
-            Err(source) => Err(file_error("remove", &model.path, source)),
+        for path in files_of(&self.root.join("manifests")) {
+            if path
+                .file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+            {
+                fs::remove_file(&path).map_err(|source| file_error("remove", &path, source))?;
+            }
         }
+        Ok(freed_bytes)
     }
 
     async fn pull_hub(
@@ -246,7 +266,7 @@ impl Store {
         if endpoint.cannot_be_a_base() {
             return Err(wrong());
         }
-        let client = client().map_err(StoreError::Client)?;
+        let client = client()?;
         let token = self
             .options
             .hub_token
@@ -277,7 +297,7 @@ impl Store {
         partial: PathBuf,
         progress: &Progress,
     ) -> Result<Content, StoreError> {
-        let client = client().map_err(StoreError::Client)?;
+        let client = client()?;
         let what = source.file_name();
         let download = Download {
             url: url.clone(),
@@ -338,6 +358,13 @@ impl Store {
             make_directory(&self.root.join("blobs"))?;
             fs::rename(file, &blob).map_err(|source| file_error("rename a file to", &blob, source))?;
         }
+        if !blob.is_file() {
+            let message = "another process removed it while it was pulled".to_owned();
+            return Err(StoreError::Damaged {
+                name: name.to_owned(),
+                message,
+            });
+        }
         let manifest = Manifest {
             name: name.to_owned(),
             source: source.to_string(),
@@ -346,6 +373,7 @@ impl Store {
             created: jiff::Timestamp::now().to_string(),
         };
         self.write_manifest(&manifest)?;
+        self.sweep()?;
         Ok(self.model(manifest))
     }
 
@@ -435,6 +463,18 @@ struct Content {
     /// Where it lies. None: it is a blob already.
     file: Option<PathBuf>,
     got: Downloaded,
+}
+
+fn files_of(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "json")
 }
 
 fn is_whole(model: &Model) -> bool {

@@ -399,15 +399,34 @@ async fn files_are_copied_named_verified_and_removed() {
     );
     assert!(error.contains("cannot be a model's name"), "{error}");
 
+    let blob = |name: &str| directory.path().join("models").join(name);
+    std::fs::write(blob("blobs/sha256-left-by-an-end-at-a-bad-moment"), "12345").unwrap();
+    std::fs::write(blob("manifests/.tmp-likewise"), "{").unwrap();
     std::fs::write(&model.path, "damaged").unwrap();
     let error = told(&store.verify("other", &Progress::none()).await.unwrap_err());
     assert!(
         error.starts_with("the model other is damaged: its SHA-256 is"),
         "{error}"
     );
-    assert_eq!(store.remove("other").unwrap().freed_bytes, 0);
+    std::fs::write(blob("manifests/newer.json"), "{}").unwrap();
+    let third = store
+        .pull(&source, Some("third"), &Progress::none())
+        .await
+        .unwrap();
+    assert_eq!(store.remove("third").unwrap().freed_bytes, 0);
+    assert!(
+        third.path.exists(),
+        "a manifest that cannot be read may stand for it"
+    );
+    std::fs::remove_file(blob("manifests/newer.json")).unwrap();
+    std::fs::remove_file(third.path).unwrap();
+    assert_eq!(store.remove("other").unwrap().freed_bytes, 5);
+    assert!(!blob("manifests/.tmp-likewise").exists());
     assert!(model.path.exists(), "another name stands for it");
-    assert_eq!(store.remove("My-Model").unwrap().freed_bytes, 400_000);
+    assert_eq!(
+        store.remove("My-Model").unwrap().freed_bytes,
+        "damaged".len() as u64
+    );
     assert!(!model.path.exists() && store.list().unwrap().is_empty());
     assert!(matches!(
         store.remove("My-Model"),

@@ -100,6 +100,9 @@ pub enum DownloadError {
         /// How much is free.
         free_bytes: u64,
     },
+    /// There is no HTTP client to be had.
+    #[error("cannot set up HTTPS")]
+    Client(#[source] reqwest::Error),
     /// A file of ours cannot be used.
     #[error("cannot {action} {}", path.display())]
     File {

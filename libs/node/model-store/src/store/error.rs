@@ -19,9 +19,6 @@ pub enum StoreError {
     /// It could not be downloaded.
     #[error(transparent)]
     Download(#[from] DownloadError),
-    /// There is no HTTP client to be had.
-    #[error("cannot set up HTTPS")]
-    Client(#[source] reqwest::Error),
     /// The name cannot be one.
     #[error(
         "{0:?} cannot be a model's name: 1 to {NAME_LEN_MAX} of A-Z a-z 0-9 . _ -, a letter or digit first"

@@ -50,16 +50,16 @@ pub struct LocalNode {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The address is taken or not ours.
-    #[error(transparent)]
+    #[error("the control plane cannot start")]
     Listen(#[from] ListenError),
     /// The address is open to everybody.
-    #[error(transparent)]
+    #[error("the control plane cannot start")]
     Open(#[from] OpenBindRefused),
     /// The store cannot be opened.
-    #[error(transparent)]
+    #[error("the control plane cannot start")]
     Store(#[from] StoreError),
     /// The certificates cannot be used.
-    #[error(transparent)]
+    #[error("the control plane cannot start")]
     Tls(#[from] TlsError),
     /// A thread could not be started.
     #[error("a worker thread cannot be started")]

@@ -34,7 +34,8 @@ pub fn run(body: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// The exit code for an error: that of the first cause that has one, else 1.
+/// The exit code for an error: that of the first cause that has one, else 1. An enum that wraps such a cause as
+/// `transparent` hides it: its `source()` is already the cause's cause.
 pub fn code_of(error: &(dyn Error + 'static)) -> u8 {
     causes(error)
         .find_map(|cause| {

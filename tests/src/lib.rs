@@ -1,1 +1,16 @@
-//! Black-box tests against the built binaries.
+//! What black-box tests share: the built programs as processes, real engines, and bounded waits.
+//!
+//! Every test has directories and ports of its own, so all of them may run at once. Every process that a test starts is
+//! ended by its handle's drop, by its id, together with its process group.
+
+mod process;
+mod skip;
+mod sse;
+mod system;
+mod wait;
+
+pub use process::{Program, binary};
+pub use skip::skipped;
+pub use sse::{SseEvent, sse_events};
+pub use system::{ControlPlane, Node, System, demo_model, pool_toml};
+pub use wait::{Deadline, eventually, eventually_async};

@@ -43,11 +43,15 @@ impl Body for PlaneBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
         match self.get_mut() {
-            Self::Full(full) => Pin::new(full).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into))),
-            Self::Relay(relay) => relay.poll_chunk(cx).map(|chunk| chunk.map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Page(page) => {
-                Pin::new(page).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(|_| CutOff)))
-            }
+            Self::Full(full) => Pin::new(full)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+            Self::Relay(relay) => relay
+                .poll_chunk(cx)
+                .map(|chunk| chunk.map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Page(page) => Pin::new(page)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|_| CutOff))),
         }
     }
 

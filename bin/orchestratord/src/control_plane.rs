@@ -70,7 +70,11 @@ impl ControlPlane {
     /// Starts worker threads and the tasks around them; the latter run on the current runtime, which has to outlive it.
     ///
     /// Nothing is bound before everything else is right.
-    pub fn start(settings: Settings, node: Option<LocalNode>, shutdown: Shutdown) -> Result<Self, StartError> {
+    pub fn start(
+        settings: Settings,
+        node: Option<LocalNode>,
+        shutdown: Shutdown,
+    ) -> Result<Self, StartError> {
         let keys = KeyTable::from_settings(settings.api_keys.as_ref().map_or("", Secret::expose))?;
         let directory = settings.data_dir.clone().unwrap_or_else(default_data_dir);
         let store = Store::open(StoreSettings::new(directory.join(STORE_FILE)), keys)?;
@@ -81,8 +85,13 @@ impl ControlPlane {
             settings.tls_key.as_deref(),
             ["ORCHD_TLS_CERT", "ORCHD_TLS_KEY"],
         )?;
-        let connect_options = ConnectOptions { tls: node_tls(&settings, identity.as_ref())?, ..ConnectOptions::default() };
-        let tls = identity.map(|identity| client_tls(identity, settings.tls_ca.clone())).transpose()?;
+        let connect_options = ConnectOptions {
+            tls: node_tls(&settings, identity.as_ref())?,
+            ..ConnectOptions::default()
+        };
+        let tls = identity
+            .map(|identity| client_tls(identity, settings.tls_ca.clone()))
+            .transpose()?;
         let workers = settings.worker_count();
         let listeners = listen_shared(settings.addr, workers)?;
         let addr = listeners[0].local_addr().unwrap_or(settings.addr);
@@ -94,13 +103,24 @@ impl ControlPlane {
         let plane = Arc::new(Plane::new(settings, access, store, connect_options, shutdown));
         start_services(&plane, node);
         let done = CancellationToken::new();
-        let front = Arc::new(Front { router: rooms::router(plane.clone()), plane: plane.clone(), room, tls });
+        let front = Arc::new(Front {
+            router: rooms::router(plane.clone()),
+            plane: plane.clone(),
+            room,
+            tls,
+        });
         let mut threads = Vec::with_capacity(workers + 1);
         for (index, listener) in listeners.into_iter().chain(metrics_listener).enumerate() {
-            let worker = start_worker(front.clone(), listener, index, done.clone()).map_err(StartError::Thread)?;
+            let worker =
+                start_worker(front.clone(), listener, index, done.clone()).map_err(StartError::Thread)?;
             threads.push(worker);
         }
-        Ok(Self { plane, addr, workers: threads, done })
+        Ok(Self {
+            plane,
+            addr,
+            workers: threads,
+            done,
+        })
     }
 
     /// Where it listens.
@@ -111,12 +131,18 @@ impl ControlPlane {
     /// Whether a replica of the model is ready; of any model without one.
     pub fn serves(&self, model: Option<&str>) -> bool {
         let models = self.plane.guarded.with(|scheduler, _| scheduler.models());
-        models.iter().any(|known| model.is_none_or(|model| *known.id == *model || known.aliases.iter().any(|a| a == model)))
+        models.iter().any(|known| {
+            model.is_none_or(|model| *known.id == *model || known.aliases.iter().any(|a| a == model))
+        })
     }
 
     /// Waits for the shutdown to begin, then until what runs has ended, but not longer than the drain timeout.
     pub async fn run(self) -> Drained {
-        let drained = self.plane.shutdown.drain(self.plane.settings.drain_timeout_ms).await;
+        let drained = self
+            .plane
+            .shutdown
+            .drain(self.plane.settings.drain_timeout_ms)
+            .await;
         self.done.cancel();
         let workers = self.workers;
         // Joining blocks, but not for long: the workers have nothing left to do.
@@ -134,7 +160,11 @@ impl ControlPlane {
 fn start_services(plane: &SharedPlane, node: Option<LocalNode>) {
     let shutdown = &plane.shutdown;
     shutdown.spawn("ticker", Kind::Background, fleet::tick(plane.clone()));
-    shutdown.spawn("silent nodes", Kind::Background, fleet::look_for_silent_nodes(plane.clone()));
+    shutdown.spawn(
+        "silent nodes",
+        Kind::Background,
+        fleet::look_for_silent_nodes(plane.clone()),
+    );
     if let Some(node) = node {
         let follow = fleet::follow_local_node(plane.clone(), node.node_id, node.control);
         shutdown.spawn("local node", Kind::Background, follow);
@@ -145,13 +175,21 @@ fn start_services(plane: &SharedPlane, node: Option<LocalNode>) {
 }
 
 /// What is shown to nodes and asked of them.
-fn node_tls(settings: &Settings, identity: Option<&Identity>) -> Result<Option<Arc<rustls::ClientConfig>>, TlsError> {
-    let Some(ca) = &settings.tls_ca else { return Ok(None) };
+fn node_tls(
+    settings: &Settings,
+    identity: Option<&Identity>,
+) -> Result<Option<Arc<rustls::ClientConfig>>, TlsError> {
+    let Some(ca) = &settings.tls_ca else {
+        return Ok(None);
+    };
     Ok(Some(Arc::new(client_config(ca, identity, &[b"h2"])?)))
 }
 
 /// What is shown to clients and asked of them. Nodes have certificates, people have keys.
-fn client_tls(identity: Identity, ca: Option<PathBuf>) -> Result<Arc<Watched<rustls::ServerConfig>>, TlsError> {
+fn client_tls(
+    identity: Identity,
+    ca: Option<PathBuf>,
+) -> Result<Arc<Watched<rustls::ServerConfig>>, TlsError> {
     let mut files = vec![identity.cert.clone(), identity.key.clone()];
     files.extend(ca.clone());
     let clients = ca.map_or(ClientAuth::Off, ClientAuth::Optional);
@@ -161,7 +199,11 @@ fn client_tls(identity: Identity, ca: Option<PathBuf>) -> Result<Arc<Watched<rus
 
 /// `$XDG_DATA_HOME/remuda`, or `~/.local/share/remuda`.
 fn default_data_dir() -> PathBuf {
-    let from_environment = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let from_environment = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     from_environment("XDG_DATA_HOME")
         .or_else(|| from_environment("HOME").map(|home| home.join(".local/share")))
         .unwrap_or_else(|| PathBuf::from("."))

@@ -62,7 +62,10 @@ pub(crate) fn engine_headers(incoming: &HeaderMap, correlation_id: &HeaderValue)
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    headers.insert(HeaderName::from_static(CORRELATION_HEADER), correlation_id.clone());
+    headers.insert(
+        HeaderName::from_static(CORRELATION_HEADER),
+        correlation_id.clone(),
+    );
     if let Some(accept) = incoming.get(ACCEPT) {
         headers.insert(ACCEPT, accept.clone());
     }
@@ -80,7 +83,13 @@ impl Job {
         let assemble = self.stream_instead && info.cancel_on_stream_only;
         let model = self.model.as_deref().and_then(|asked| engine_name(info, asked));
         let body = if assemble || model.is_some() {
-            Bytes::from(self.places.rewrite(&self.body, &Rewrite { stream: assemble, model }))
+            Bytes::from(self.places.rewrite(
+                &self.body,
+                &Rewrite {
+                    stream: assemble,
+                    model,
+                },
+            ))
         } else {
             self.body.clone()
         };
@@ -97,7 +106,10 @@ fn engine_name<'i>(info: &'i ReplicaInfo, asked: &str) -> Option<&'i str> {
     if info.models.iter().any(|model| model.id == asked) {
         return None;
     }
-    let model = info.models.iter().find(|model| model.aliases.iter().any(|alias| alias == asked));
+    let model = info
+        .models
+        .iter()
+        .find(|model| model.aliases.iter().any(|alias| alias == asked));
     model.map(|model| model.id.as_str())
 }
 
@@ -116,7 +128,14 @@ pub(crate) async fn dispatch(
         pool.dispatched(queued_for);
         submission = match ask(plane, job, &grant).await {
             Ok((response, assemble)) => match judge_engine_response(response.status(), response.headers()) {
-                Verdict::Pass | Verdict::Refused => return Ok(Answer { grant, response, assemble, queued_for }),
+                Verdict::Pass | Verdict::Refused => {
+                    return Ok(Answer {
+                        grant,
+                        response,
+                        assemble,
+                        queued_for,
+                    });
+                }
                 Verdict::PlaceAgain | Verdict::Failed => {
                     pool.ended(TaskOutcome::Retried);
                     elsewhere(grant, response).await?
@@ -167,7 +186,9 @@ pub(crate) fn lost(grant: &Grant, why: &dyn std::fmt::Display) {
 /// now, its answer is the client's, but for an engine that is only busy or loading: that is worth waiting for.
 async fn elsewhere(grant: Grant, response: Response<AnswerBody>) -> Result<Submission, ApiError> {
     let status = response.status().as_u16();
-    let body = read_all(response.into_body(), adapter_host::ENGINE_ERROR_LEN_MAX).await.unwrap_or_default();
+    let body = read_all(response.into_body(), adapter_host::ENGINE_ERROR_LEN_MAX)
+        .await
+        .unwrap_or_default();
     let error = engine_error(status, &body);
     let worth_waiting = matches!(status, 429 | 503);
     match grant.requeue() {
@@ -219,5 +240,8 @@ pub(crate) fn refused(refusal: Refusal) -> ApiError {
 
 pub(crate) fn silent(plane: &Plane) -> ApiError {
     let waited = plane.settings.engine_silence_ms.as_millis();
-    ApiError::new(ErrorCode::DecodeTimeout, format!("the engine sent nothing for {waited} ms"))
+    ApiError::new(
+        ErrorCode::DecodeTimeout,
+        format!("the engine sent nothing for {waited} ms"),
+    )
 }

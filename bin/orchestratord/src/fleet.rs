@@ -53,7 +53,11 @@ impl Plane {
                 let update = ReplicaUpdate::from_replica(replica, &self.id);
                 scheduler.upsert_replica(now, update, effects);
             }
-            Change::ReplicaDown { node_id, pool_id, replica_id } => {
+            Change::ReplicaDown {
+                node_id,
+                pool_id,
+                replica_id,
+            } => {
                 tracing::info!(%node_id, %pool_id, %replica_id, "a replica is gone");
                 scheduler.remove_replica(now, node_id, pool_id, replica_id, effects);
             }
@@ -80,7 +84,14 @@ impl FromReplica for ReplicaUpdate {
             last_error: None,
             replicas: Vec::new(),
         };
-        Self::from_report(&replica.node_id, &replica.address, replica.node_draining, &pool, &replica.report, own)
+        Self::from_report(
+            &replica.node_id,
+            &replica.address,
+            replica.node_draining,
+            &pool,
+            &replica.report,
+            own,
+        )
     }
 }
 
@@ -93,9 +104,15 @@ pub(crate) async fn tick(plane: SharedPlane) {
             scheduler.next_due()
         });
         for (key, info) in plane.guarded.take_probes() {
-            plane.shutdown.spawn("probe", daemon::shutdown::Kind::Work, probe::probe(plane.clone(), key, info));
+            plane.shutdown.spawn(
+                "probe",
+                daemon::shutdown::Kind::Work,
+                probe::probe(plane.clone(), key, info),
+            );
         }
-        let wait = due.map_or(TICK_MAX, |due| due.saturating_sub(plane.now())).clamp(TICK_MIN, TICK_MAX);
+        let wait = due
+            .map_or(TICK_MAX, |due| due.saturating_sub(plane.now()))
+            .clamp(TICK_MIN, TICK_MAX);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = plane.due.notified() => tokio::time::sleep(TICK_MIN).await,

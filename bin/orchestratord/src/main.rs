@@ -20,7 +20,9 @@ fn main() -> ExitCode {
         daemon::core_dumps::switch_off();
         daemon::tls::install_provider();
         let telemetry = telemetry::init("orchestratord", &settings.telemetry)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let outcome = runtime.block_on(async {
             let shutdown = Shutdown::new();
             shutdown.listen_to_signals()?;
@@ -28,11 +30,17 @@ fn main() -> ExitCode {
             let node = if settings.cloud_profile {
                 None
             } else {
-                let pools = loaded.file.section::<Vec<PoolSettings>>("pools")?.unwrap_or_default();
+                let pools = loaded
+                    .file
+                    .section::<Vec<PoolSettings>>("pools")?
+                    .unwrap_or_default();
                 let config = NodeConfig::new(pools, settings.engines.clone());
                 Some(Node::start(config, Launch::InProcess)?)
             };
-            let local = node.as_ref().map(|node| LocalNode { node_id: node_id(), control: node.control() });
+            let local = node.as_ref().map(|node| LocalNode {
+                node_id: node_id(),
+                control: node.control(),
+            });
             let control_plane = ControlPlane::start(settings, local, shutdown.clone())?;
             tracing::info!(addr = %control_plane.addr(), "listening");
             let drained = control_plane.run().await;
@@ -50,5 +58,6 @@ fn main() -> ExitCode {
 /// The name of the node in this process: the machine's, as far as that is an identifier.
 fn node_id() -> NodeId {
     let name = pool_managerd::host_name();
-    name.and_then(|name| NodeId::new(name).ok()).unwrap_or_else(|| NodeId::new("local").expect("an identifier"))
+    name.and_then(|name| NodeId::new(name).ok())
+        .unwrap_or_else(|| NodeId::new("local").expect("an identifier"))
 }

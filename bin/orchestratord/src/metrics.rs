@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use daemon::metrics::{LATENCY_MS, Metrics};
 use pool_registry_types::PoolId;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -23,29 +23,23 @@ const POOLS_MAX: usize = 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolLabel {
-    pool: String,
+    pool_id: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueLabels {
-    pool: String,
-    class: Class,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Class {
-    Interactive,
-    Batch,
+    pool_id: String,
+    class: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabels {
-    pool: String,
-    outcome: TaskOutcome,
+    pool_id: String,
+    outcome: &'static str,
 }
 
 /// How a dispatched task ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TaskOutcome {
     Completed,
     Failed,
@@ -55,14 +49,8 @@ pub(crate) enum TaskOutcome {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DirectionLabels {
-    pool: String,
-    direction: Direction,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Direction {
-    In,
-    Out,
+    pool_id: String,
+    direction: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -72,13 +60,7 @@ struct CodeLabel {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
-    result: CheckResult,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum CheckResult {
-    Ok,
-    Failed,
+    result: &'static str,
 }
 
 /// The counters of one pool, so that a request looks its pool up once.
@@ -170,7 +152,11 @@ impl PlaneMetrics {
 
     fn register(&self) {
         self.text.register(|r| {
-            r.register("orchd_tasks_dispatched", "Tasks handed to a node, by how they ended", self.dispatched.clone());
+            r.register(
+                "orchd_tasks_dispatched",
+                "Tasks handed to a node, by how they ended",
+                self.dispatched.clone(),
+            );
             r.register("orchd_tokens", "Tokens read and generated", self.tokens.clone());
             r.register(
                 "orchd_dispatch_latency_ms",
@@ -182,11 +168,31 @@ impl PlaneMetrics {
                 "From a task's arrival until the first byte of its answer",
                 self.first_token_latency.clone(),
             );
-            r.register("orchd_admission_enqueued", "Tasks that had to wait", self.enqueued.clone());
-            r.register("orchd_admission_rejected", "Tasks that were refused, by code", self.rejected.clone());
-            r.register("orchd_admission_queue_depth", "Tasks that wait", self.queue_depth.clone());
-            r.register("orchd_pools_available", "Pools with a ready replica", self.pools_available.clone());
-            r.register("orchd_pool_health_checks", "Probes of nodes and replicas", self.health_checks.clone());
+            r.register(
+                "orchd_admission_enqueued",
+                "Tasks that had to wait",
+                self.enqueued.clone(),
+            );
+            r.register(
+                "orchd_admission_rejected",
+                "Tasks that were refused, by code",
+                self.rejected.clone(),
+            );
+            r.register(
+                "orchd_admission_queue_depth",
+                "Tasks that wait",
+                self.queue_depth.clone(),
+            );
+            r.register(
+                "orchd_pools_available",
+                "Pools with a ready replica",
+                self.pools_available.clone(),
+            );
+            r.register(
+                "orchd_pool_health_checks",
+                "Probes of nodes and replicas",
+                self.health_checks.clone(),
+            );
             r.register(
                 "orchd_pool_health_check_duration_ms",
                 "How long a probe took",
@@ -207,7 +213,11 @@ impl PlaneMetrics {
         if let Some(found) = pools.get(pool) {
             return found.clone();
         }
-        let name = if pools.len() < POOLS_MAX { pool.as_str() } else { "other" };
+        let name = if pools.len() < POOLS_MAX {
+            pool.as_str()
+        } else {
+            "other"
+        };
         let made = Arc::new(self.make_pool(name));
         if pools.len() < POOLS_MAX {
             pools.insert(pool.clone(), made.clone());
@@ -217,19 +227,31 @@ impl PlaneMetrics {
 
     fn make_pool(&self, pool: &str) -> PoolMetrics {
         let counter = |outcome| {
-            self.dispatched.get_or_create(&OutcomeLabels { pool: pool.to_owned(), outcome }).clone()
+            self.dispatched
+                .get_or_create(&OutcomeLabels {
+                    pool_id: pool.to_owned(),
+                    outcome,
+                })
+                .clone()
         };
         let tokens = |direction| {
-            self.tokens.get_or_create(&DirectionLabels { pool: pool.to_owned(), direction }).clone()
+            self.tokens
+                .get_or_create(&DirectionLabels {
+                    pool_id: pool.to_owned(),
+                    direction,
+                })
+                .clone()
         };
-        let label = PoolLabel { pool: pool.to_owned() };
+        let label = PoolLabel {
+            pool_id: pool.to_owned(),
+        };
         PoolMetrics {
-            completed: counter(TaskOutcome::Completed),
-            failed: counter(TaskOutcome::Failed),
-            cancelled: counter(TaskOutcome::Cancelled),
-            retried: counter(TaskOutcome::Retried),
-            tokens_in: tokens(Direction::In),
-            tokens_out: tokens(Direction::Out),
+            completed: counter("completed"),
+            failed: counter("failed"),
+            cancelled: counter("cancelled"),
+            retried: counter("retried"),
+            tokens_in: tokens("in"),
+            tokens_out: tokens("out"),
             dispatch_latency_ms: self.dispatch_latency.get_or_create(&label).clone(),
             first_token_latency_ms: self.first_token_latency.get_or_create(&label).clone(),
         }
@@ -240,11 +262,13 @@ impl PlaneMetrics {
     }
 
     pub(crate) fn rejected(&self, code: ErrorCode) {
-        self.rejected.get_or_create(&CodeLabel { code: code.as_str() }).inc();
+        self.rejected
+            .get_or_create(&CodeLabel { code: code.as_str() })
+            .inc();
     }
 
     pub(crate) fn health_check(&self, ok: bool, took: Duration) {
-        let result = if ok { CheckResult::Ok } else { CheckResult::Failed };
+        let result = if ok { "ok" } else { "failed" };
         self.health_checks.get_or_create(&ResultLabel { result }).inc();
         self.health_check_duration.observe(took.as_secs_f64() * 1000.0);
     }
@@ -256,21 +280,33 @@ impl PlaneMetrics {
         let mut available = 0;
         for pool in &pools {
             available += i64::from(pool.replicas_ready > 0);
-            for (class, depth) in [(Class::Interactive, pool.waiting_interactive), (Class::Batch, pool.waiting_batch)] {
-                let labels = QueueLabels { pool: pool.pool_id.to_string(), class };
+            for (class, depth) in [
+                ("interactive", pool.waiting_interactive),
+                ("batch", pool.waiting_batch),
+            ] {
+                let labels = QueueLabels {
+                    pool_id: pool.pool_id.to_string(),
+                    class,
+                };
                 self.queue_depth.get_or_create(&labels).set(i64::from(depth));
             }
         }
         self.pools_available.set(available);
         self.count_nodes(plane);
-        self.store_writes_lost.set(i64::try_from(plane.store.health().writes_lost).unwrap_or(i64::MAX));
+        self.store_writes_lost
+            .set(i64::try_from(plane.store.health().writes_lost).unwrap_or(i64::MAX));
         self.text.text()
     }
 
     fn count_nodes(&self, plane: &Plane) {
         use pool_registry_types::NodeState;
         let mut counts = [("online", 0), ("stale", 0), ("draining", 0), ("offline", 0)];
-        for node in plane.registry.lock().unwrap_or_else(PoisonError::into_inner).nodes() {
+        for node in plane
+            .registry
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .nodes()
+        {
             let place = match node.state() {
                 NodeState::Online => 0,
                 NodeState::Stale => 1,

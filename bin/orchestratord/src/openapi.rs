@@ -26,7 +26,10 @@ struct Key;
 impl utoipa::Modify for Key {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
-        openapi.components.get_or_insert_default().add_security_scheme("key", scheme);
+        openapi
+            .components
+            .get_or_insert_default()
+            .add_security_scheme("key", scheme);
     }
 }
 

@@ -103,7 +103,11 @@ impl Plane {
 
     /// The way to the node of a replica. Made when it is first needed, and again when the node has moved.
     pub(crate) fn link(&self, info: &ReplicaInfo) -> Result<NodeLink, LinkError> {
-        if let Some(link) = self.links.read().unwrap_or_else(PoisonError::into_inner).get(&info.node_id)
+        if let Some(link) = self
+            .links
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&info.node_id)
             && link.leads_to(&info.address)
         {
             return Ok(link.clone());
@@ -136,11 +140,17 @@ impl Plane {
     }
 
     pub(crate) fn forget_link(&self, node_id: &NodeId) {
-        self.links.write().unwrap_or_else(PoisonError::into_inner).remove(node_id);
+        self.links
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(node_id);
     }
 
     fn put_link(&self, node_id: NodeId, link: NodeLink) {
-        self.links.write().unwrap_or_else(PoisonError::into_inner).insert(node_id, link);
+        self.links
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(node_id, link);
     }
 }
 
@@ -152,7 +162,9 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 /// A wall-clock time as RFC 3339 has it.
 pub(crate) fn rfc3339(ms: u64) -> String {
     let ms = i64::try_from(ms).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::MAX).to_string()
+    jiff::Timestamp::from_millisecond(ms)
+        .unwrap_or(jiff::Timestamp::MAX)
+        .to_string()
 }
 
 /// The plane as everybody holds it.

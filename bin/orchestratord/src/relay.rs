@@ -64,7 +64,14 @@ impl Relay {
             last_chunk: Instant::now(),
             timer: Box::pin(tokio::time::sleep(silence_max)),
         };
-        Self { running: Some(Running { body, grant }), dialect, watch, held, pool, silence }
+        Self {
+            running: Some(Running { body, grant }),
+            dialect,
+            watch,
+            held,
+            pool,
+            silence,
+        }
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -76,7 +83,9 @@ impl Relay {
             return Poll::Ready(Some(chunk));
         }
         loop {
-            let Some(running) = &mut self.running else { return Poll::Ready(None) };
+            let Some(running) = &mut self.running else {
+                return Poll::Ready(None);
+            };
             match Pin::new(&mut running.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     let Ok(chunk) = frame.into_data() else { continue };
@@ -114,7 +123,10 @@ impl Relay {
                 None
             }
             StreamEnd::Cut { mid_event } => {
-                crate::dispatch::lost(&running.grant, &why.as_deref().unwrap_or("the stream ended without its end"));
+                crate::dispatch::lost(
+                    &running.grant,
+                    &why.as_deref().unwrap_or("the stream ended without its end"),
+                );
                 self.pool.ended(TaskOutcome::Failed);
                 running.grant.finish(Outcome::Failed);
                 let error = ApiError::new(
@@ -133,7 +145,10 @@ impl Relay {
         running.grant.finish(Outcome::Failed);
         let mid_event = matches!(self.watch.finish(), StreamEnd::Cut { mid_event: true });
         let waited = self.silence.bound.as_millis();
-        let error = ApiError::new(ErrorCode::DecodeTimeout, format!("the engine sent nothing for {waited} ms"));
+        let error = ApiError::new(
+            ErrorCode::DecodeTimeout,
+            format!("the engine sent nothing for {waited} ms"),
+        );
         Some(error_event(self.dialect, &error, mid_event))
     }
 }

@@ -55,7 +55,10 @@ pub(crate) fn router(plane: SharedPlane) -> Router {
 }
 
 /// Every request comes through here.
-pub(crate) async fn serve(front: Arc<Front>, mut request: Request<Incoming>) -> Result<Response<PlaneBody>, Infallible> {
+pub(crate) async fn serve(
+    front: Arc<Front>,
+    mut request: Request<Incoming>,
+) -> Result<Response<PlaneBody>, Infallible> {
     let correlation = Correlation::of(request.headers());
     let mut response = match adapter_host::dialect_of_path(request.uri().path()) {
         Some(dialect) if request.method() == Method::POST => {
@@ -64,7 +67,11 @@ pub(crate) async fn serve(front: Arc<Front>, mut request: Request<Incoming>) -> 
         Some(dialect) => dialects::wrong_method(dialect, &correlation),
         None => {
             request.extensions_mut().insert(correlation.clone());
-            let page = front.router.clone().oneshot(request.map(axum::body::Body::new)).await;
+            let page = front
+                .router
+                .clone()
+                .oneshot(request.map(axum::body::Body::new))
+                .await;
             page.unwrap_or_else(|never| match never {}).map(PlaneBody::Page)
         }
     };

@@ -57,37 +57,50 @@ pub(crate) fn start_worker(
     index: usize,
     done: CancellationToken,
 ) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        upstream::set_worker_index(index + 1);
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => return front.plane.shutdown.fail(format!("a worker cannot start: {error}")),
-        };
-        runtime.block_on(async {
-            let shutdown = front.plane.shutdown.clone();
-            let accepted = accept_loop(listener, front.room.clone(), &shutdown, |stream, peer, permit| {
-                let connection = connection(front.clone(), stream, peer, permit);
-                shutdown.spawn("connection", Kind::Work, connection);
+    std::thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .spawn(move || {
+            upstream::set_worker_index(index + 1);
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    return front
+                        .plane
+                        .shutdown
+                        .fail(format!("a worker cannot start: {error}"));
+                }
+            };
+            runtime.block_on(async {
+                let shutdown = front.plane.shutdown.clone();
+                let accepted =
+                    accept_loop(listener, front.room.clone(), &shutdown, |stream, peer, permit| {
+                        let connection = connection(front.clone(), stream, peer, permit);
+                        shutdown.spawn("connection", Kind::Work, connection);
+                    });
+                if let Err(error) = accepted.await {
+                    shutdown.fail(format!("a worker cannot accept connections: {error}"));
+                }
+                done.cancelled().await;
             });
-            if let Err(error) = accepted.await {
-                shutdown.fail(format!("a worker cannot accept connections: {error}"));
-            }
-            done.cancelled().await;
-        });
-    })
+        })
 }
 
 async fn connection(front: Arc<Front>, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
     match &front.tls {
         None => http(front.clone(), stream, false).await,
         Some(tls) => {
-            let sides = daemon::tls::Sides { us: "control plane", them: "client" };
+            let sides = daemon::tls::Sides {
+                us: "control plane",
+                them: "client",
+            };
             match daemon::tls::accept(tls.current(), stream, sides, TLS_HANDSHAKE_TIMEOUT).await {
                 Ok(stream) => {
                     let certified = stream.get_ref().1.peer_certificates().is_some();
                     http(front.clone(), stream, certified).await;
                 }
-                Err(error) => tracing::info!(%peer, why = %daemon::exit::chain(&error), "a TLS handshake failed"),
+                Err(error) => {
+                    tracing::info!(%peer, why = %daemon::exit::chain(&error), "a TLS handshake failed")
+                }
             }
         }
     }

@@ -13,7 +13,12 @@ use daemon::telemetry::TelemetrySettings;
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
     /// Address to listen on
-    #[arg(long, env = "ORCHESTRATORD_ADDR", value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    #[arg(
+        long,
+        env = "ORCHESTRATORD_ADDR",
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:8080"
+    )]
     pub addr: SocketAddr,
 
     /// Take reports from nodes on other machines; without it this process is its own node
@@ -61,11 +66,21 @@ pub struct Settings {
     pub pool_poll_interval_ms: Duration,
 
     /// How many tasks may wait for one pool
-    #[arg(long, env = "ORCHD_ADMISSION_CAPACITY", value_name = "N", default_value = "100")]
+    #[arg(
+        long,
+        env = "ORCHD_ADMISSION_CAPACITY",
+        value_name = "N",
+        default_value = "100"
+    )]
     pub admission_capacity: usize,
 
     /// What happens to a task that finds that many waiting
-    #[arg(long, env = "ORCHD_ADMISSION_POLICY", value_name = "POLICY", default_value = "reject")]
+    #[arg(
+        long,
+        env = "ORCHD_ADMISSION_POLICY",
+        value_name = "POLICY",
+        default_value = "reject"
+    )]
     pub admission_policy: AdmissionPolicy,
 
     /// How long a task waits for a pool that has no replica that answers
@@ -84,7 +99,12 @@ pub struct Settings {
     pub body_max_bytes: u64,
 
     /// How many client connections may be open at once
-    #[arg(long, env = "ORCHD_CONNECTIONS_MAX", value_name = "N", default_value = "20000")]
+    #[arg(
+        long,
+        env = "ORCHD_CONNECTIONS_MAX",
+        value_name = "N",
+        default_value = "20000"
+    )]
     pub connections_max: usize,
 
     /// How long a shutdown waits for tasks that still run
@@ -143,7 +163,11 @@ impl config::Settings for Settings {
     const ABOUT: &'static str = "The control plane: takes tasks, decides where they run, streams answers";
     const ALIASES: &'static [EnvAlias] = &[
         EnvAlias::same("addr", "ORCHD_BIND_ADDR"),
-        EnvAlias::words("cloud_profile", "ORCHD_PROFILE", &[("home", "false"), ("cloud", "true")]),
+        EnvAlias::words(
+            "cloud_profile",
+            "ORCHD_PROFILE",
+            &[("home", "false"), ("cloud", "true")],
+        ),
     ];
     const PREFIXES: &'static [&'static str] = &["ORCHESTRATORD_", "ORCHD_"];
     const FOREIGN: &'static [&'static str] = &["ORCHESTRATORD_URL"];

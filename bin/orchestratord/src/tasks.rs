@@ -55,7 +55,12 @@ struct Inner {
 
 impl TaskTable {
     pub(crate) fn new() -> Self {
-        Self { inner: Mutex::new(Inner { tasks: HashMap::new(), ended: VecDeque::new() }) }
+        Self {
+            inner: Mutex::new(Inner {
+                tasks: HashMap::new(),
+                ended: VecDeque::new(),
+            }),
+        }
     }
 
     /// Adds a task; false when one of this id is there.
@@ -100,7 +105,11 @@ impl LiveTask {
     }
 
     /// Appends events and changes the view with them, in one step for every reader.
-    pub(crate) fn append(&self, events: impl IntoIterator<Item = task_api::Event>, change: impl FnOnce(&mut TaskView)) {
+    pub(crate) fn append(
+        &self,
+        events: impl IntoIterator<Item = task_api::Event>,
+        change: impl FnOnce(&mut TaskView),
+    ) {
         let mut state = self.lock();
         change(&mut state.view);
         for event in events {

@@ -26,13 +26,19 @@ pub(crate) async fn follow_local_node(plane: SharedPlane, node_id: NodeId, node:
         incarnation: incarnation.clone(),
         sequence: 1,
     };
-    if let Err(refusal) = plane.take_report(|registry, now, changes| registry.register(now, request, changes)) {
-        plane.shutdown.fail(format!("the node of this process was refused: {refusal}"));
+    if let Err(refusal) = plane.take_report(|registry, now, changes| registry.register(now, request, changes))
+    {
+        plane
+            .shutdown
+            .fail(format!("the node of this process was refused: {refusal}"));
         return;
     }
     let mut reports = node.door().reports();
     let mut sequence = 1;
-    let interval = plane.settings.heartbeat_interval_ms.min(plane.settings.node_timeout_ms / 3);
+    let interval = plane
+        .settings
+        .heartbeat_interval_ms
+        .min(plane.settings.node_timeout_ms / 3);
     loop {
         sequence += 1;
         let beat = HeartbeatRequest {

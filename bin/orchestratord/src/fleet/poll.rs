@@ -26,23 +26,23 @@ const ANSWER_LEN_MAX: usize = 8 * 1024 * 1024;
 #[derive(Debug, Deserialize)]
 struct NodeHealth {
     node_id: NodeId,
-    machine_id: MachineId,
     #[serde(default)]
     version: String,
-    #[serde(default)]
-    capabilities: Capabilities,
 }
 
 /// Polls what the settings name, for as long as the control plane runs.
 pub(crate) async fn poll_nodes(plane: SharedPlane) {
     let settings = &plane.settings;
-    let resolver = settings.pool_managers_dns.as_ref().and_then(|_| match resolver(settings.dns_server) {
-        Ok(resolver) => Some(resolver),
-        Err(error) => {
-            tracing::error!(%error, "no DNS: nodes behind a name are not found");
-            None
-        }
-    });
+    let resolver = settings
+        .pool_managers_dns
+        .as_ref()
+        .and_then(|_| match resolver(settings.dns_server) {
+            Ok(resolver) => Some(resolver),
+            Err(error) => {
+                tracing::error!(%error, "no DNS: nodes behind a name are not found");
+                None
+            }
+        });
     let mut interval = tokio::time::interval(settings.pool_poll_interval_ms);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut resolved: BTreeSet<String> = BTreeSet::new();
@@ -87,7 +87,11 @@ async fn look_up(
     for record in records.answers() {
         if let hickory_resolver::proto::rr::RData::SRV(srv) = &record.data {
             let target = srv.target.to_utf8();
-            found.insert(format!("{scheme}://{}:{}", target.trim_end_matches('.'), srv.port));
+            found.insert(format!(
+                "{scheme}://{}:{}",
+                target.trim_end_matches('.'),
+                srv.port
+            ));
         }
     }
     Ok(found)
@@ -106,18 +110,33 @@ async fn poll_one(plane: &SharedPlane, address: &str) {
 }
 
 async fn ask(plane: &SharedPlane, address: &str) -> Result<(), String> {
-    let NodeLink::Remote(remote) = plane.link_to(address).map_err(|error| daemon::exit::chain(&error))? else {
+    let NodeLink::Remote(remote) = plane
+        .link_to(address)
+        .map_err(|error| daemon::exit::chain(&error))?
+    else {
         return Err("the address is this process".to_owned());
     };
-    let health: NodeHealth = read(remote.get("/health").await.map_err(|error| daemon::exit::chain(&error))?).await?;
-    let pools: Vec<PoolReport> =
-        read(remote.get("/v2/pools").await.map_err(|error| daemon::exit::chain(&error))?).await?;
+    let health: NodeHealth = read(
+        remote
+            .get("/health")
+            .await
+            .map_err(|error| daemon::exit::chain(&error))?,
+    )
+    .await?;
+    let pools: Vec<PoolReport> = read(
+        remote
+            .get("/v2/pools")
+            .await
+            .map_err(|error| daemon::exit::chain(&error))?,
+    )
+    .await?;
     let request = RegisterRequest {
+        machine_id: MachineId::new(health.node_id.as_str()).expect("a node id is a machine id"),
         node_id: health.node_id,
-        machine_id: health.machine_id,
         address: address.to_owned(),
         pools,
-        capabilities: health.capabilities,
+        // A node tells its hardware only when it registers.
+        capabilities: Capabilities::default(),
         version: health.version,
         // A report that was read off a node has no order of its own.
         incarnation: String::new(),

@@ -46,12 +46,18 @@ impl Plane {
         receiver: Option<oneshot::Receiver<Verdict>>,
     ) -> Result<Submission, Refusal> {
         match (admission?, receiver) {
-            (Admission::Placed(placement), _) => {
-                Ok(Submission::Placed(Grant { plane: self.clone(), placement: Some(placement) }))
-            }
+            (Admission::Placed(placement), _) => Ok(Submission::Placed(Grant {
+                plane: self.clone(),
+                placement: Some(placement),
+            })),
             (Admission::Queued(task, waiting), Some(receiver)) => {
                 self.due.notify_one();
-                let waiter = Waiter { plane: self.clone(), task, receiver, over: false };
+                let waiter = Waiter {
+                    plane: self.clone(),
+                    task,
+                    receiver,
+                    over: false,
+                };
                 Ok(Submission::Waits(waiter, waiting))
             }
             (Admission::Queued(..), None) => unreachable!("a waiting task always gets a receiver"),
@@ -87,7 +93,10 @@ impl Waiter {
         let verdict = (&mut self.receiver).await;
         self.over = true;
         match verdict {
-            Ok(Ok(placement)) => Ok(Grant { plane: self.plane.clone(), placement: Some(placement) }),
+            Ok(Ok(placement)) => Ok(Grant {
+                plane: self.plane.clone(),
+                placement: Some(placement),
+            }),
             Ok(Err(refusal)) => Err(refusal),
             // The sender is dropped only by `forget_waiter`, which only this waiter's own drop calls.
             Err(_) => Err(Refusal::StaleLease),
@@ -103,13 +112,17 @@ impl Drop for Waiter {
         let now = self.plane.now();
         self.plane.guarded.forget_waiter(self.task);
         // Ends the task wherever it stands, also when its slot was on the way to the channel just now.
-        self.plane.guarded.with(|scheduler, effects| scheduler.cancel(now, self.task, effects));
+        self.plane
+            .guarded
+            .with(|scheduler, effects| scheduler.cancel(now, self.task, effects));
     }
 }
 
 impl Grant {
     fn placement(&self) -> &Placement {
-        self.placement.as_ref().expect("only methods that consume the grant take its placement")
+        self.placement
+            .as_ref()
+            .expect("only methods that consume the grant take its placement")
     }
 
     /// What the replica is.
@@ -126,7 +139,10 @@ impl Grant {
     pub(crate) fn started(&self) {
         let (now, lease) = (self.plane.now(), self.placement().lease);
         // A lease that is stale already shows when it is given back.
-        let _ = self.plane.guarded.with(|scheduler, _| scheduler.started(now, lease));
+        let _ = self
+            .plane
+            .guarded
+            .with(|scheduler, _| scheduler.started(now, lease));
     }
 
     /// Gives the slot back.
@@ -137,13 +153,18 @@ impl Grant {
     /// Nothing more is sent to this replica before it has answered a probe.
     pub(crate) fn take_out_replica(&self) {
         let (now, replica) = (self.plane.now(), self.placement().replica);
-        self.plane.guarded.with(|scheduler, effects| scheduler.take_out(now, replica, effects));
+        self.plane
+            .guarded
+            .with(|scheduler, effects| scheduler.take_out(now, replica, effects));
         self.plane.due.notify_one();
     }
 
     /// The replica failed before anything was sent: the task starts over.
     pub(crate) fn requeue(mut self) -> Result<Submission, Refusal> {
-        let placement = self.placement.take().expect("a grant holds its placement until it is consumed");
+        let placement = self
+            .placement
+            .take()
+            .expect("a grant holds its placement until it is consumed");
         let now = self.plane.now();
         let (admission, receiver) = self.plane.guarded.with_waiter(|scheduler, effects| {
             let admission = scheduler.requeue(now, placement.lease, effects);
@@ -155,7 +176,10 @@ impl Grant {
 
     /// The node said that its slots are taken: the task is placed again.
     pub(crate) fn refused(mut self) -> Result<Submission, Refusal> {
-        let placement = self.placement.take().expect("a grant holds its placement until it is consumed");
+        let placement = self
+            .placement
+            .take()
+            .expect("a grant holds its placement until it is consumed");
         let now = self.plane.now();
         let (admission, receiver) = self.plane.guarded.with_waiter(|scheduler, effects| {
             let admission = scheduler.refused(now, placement.lease, effects);
@@ -166,10 +190,15 @@ impl Grant {
     }
 
     fn give_back(&mut self, outcome: Outcome) {
-        let Some(placement) = self.placement.take() else { return };
+        let Some(placement) = self.placement.take() else {
+            return;
+        };
         let now = self.plane.now();
         // A stale lease was given back by a cancel; nothing is left to do.
-        let _ = self.plane.guarded.with(|scheduler, effects| scheduler.release(now, placement.lease, outcome, effects));
+        let _ = self
+            .plane
+            .guarded
+            .with(|scheduler, effects| scheduler.release(now, placement.lease, outcome, effects));
     }
 }
 

@@ -27,8 +27,15 @@ pub(crate) struct Inner {
 
 impl Guarded {
     pub(crate) fn new(scheduler: Scheduler) -> Self {
-        let inner = Inner { scheduler, waiters: HashMap::new(), effects: Vec::new(), probes: Vec::new() };
-        Self { inner: Mutex::new(inner) }
+        let inner = Inner {
+            scheduler,
+            waiters: HashMap::new(),
+            effects: Vec::new(),
+            probes: Vec::new(),
+        };
+        Self {
+            inner: Mutex::new(inner),
+        }
     }
 
     /// One call of the scheduler, and the wake-ups that follow from it.
@@ -64,7 +71,11 @@ impl Guarded {
 
     /// Nobody waits for this task any more.
     pub(crate) fn forget_waiter(&self, task: TaskKey) {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).waiters.remove(&task);
+        self.inner
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .waiters
+            .remove(&task);
     }
 
     /// What has to be probed since the last time.

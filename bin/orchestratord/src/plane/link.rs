@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use daemon::secret::Secret;
-use http::header::AUTHORIZATION;
-use http::{HeaderValue, Request, Response};
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pool_managerd::{Door, DoorBody, DoorError};
 use pool_registry_types::{CONTROL_PLANE_HEADER, ControlPlaneId, DOOR_PREFIX, NODE_REFUSAL_HEADER};
@@ -48,7 +48,11 @@ pub(crate) enum LinkError {
 }
 
 impl NodeLink {
-    pub(crate) fn remote(address: &str, options: &ConnectOptions, token: Option<&Secret>) -> Result<Self, LinkError> {
+    pub(crate) fn remote(
+        address: &str,
+        options: &ConnectOptions,
+        token: Option<&Secret>,
+    ) -> Result<Self, LinkError> {
         let origin: Origin = address.parse()?;
         let authorization = token.and_then(|token| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose())).ok()?;
@@ -56,7 +60,11 @@ impl NodeLink {
             Some(value)
         });
         let client = NodeClient::new(origin, options.clone());
-        Ok(Self::Remote(RemoteNode { client, address: address.to_owned(), authorization }))
+        Ok(Self::Remote(RemoteNode {
+            client,
+            address: address.to_owned(),
+            authorization,
+        }))
     }
 
     /// Whether this is still the way to a node at `address`.
@@ -77,7 +85,9 @@ impl NodeLink {
         match self {
             Self::Local(door) => {
                 let answer = door.call(&info.pool_id, &info.replica_id, holder, request).await;
-                answer.map(|response| response.map(AnswerBody::Local)).map_err(|error| of_door(&error))
+                answer
+                    .map(|response| response.map(AnswerBody::Local))
+                    .map_err(|error| of_door(&error))
             }
             Self::Remote(remote) => remote.send(info, holder, request).await,
         }
@@ -101,7 +111,9 @@ impl RemoteNode {
     ) -> Result<Response<AnswerBody>, LinkError> {
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
         let path = format!("{DOOR_PREFIX}/{}/{}{path}", info.pool_id, info.replica_id);
-        *request.uri_mut() = path.parse().map_err(|_| LinkError::NoAnswer("the path is unusable".to_owned()))?;
+        *request.uri_mut() = path
+            .parse()
+            .map_err(|_| LinkError::NoAnswer("the path is unusable".to_owned()))?;
         let headers = request.headers_mut();
         headers.insert(
             CONTROL_PLANE_HEADER,
@@ -112,29 +124,44 @@ impl RemoteNode {
             None => headers.remove(AUTHORIZATION),
         };
         let response = self.client.send(request).await.map_err(|error| of_send(&error))?;
-        match response.headers().get(NODE_REFUSAL_HEADER).map(HeaderValue::as_bytes) {
+        match response
+            .headers()
+            .get(NODE_REFUSAL_HEADER)
+            .map(HeaderValue::as_bytes)
+        {
             None => Ok(response.map(AnswerBody::Remote)),
             Some(code) if code == ErrorCode::ReplicaExhausted.as_str().as_bytes() => Err(LinkError::Refused),
-            Some(code) if code == ErrorCode::WorkerReset.as_str().as_bytes() => {
-                Err(LinkError::NoAnswer("the engine went away before it answered".to_owned()))
-            }
+            Some(code) if code == ErrorCode::WorkerReset.as_str().as_bytes() => Err(LinkError::NoAnswer(
+                "the engine went away before it answered".to_owned(),
+            )),
             Some(code) => Err(LinkError::ReplicaOut(String::from_utf8_lossy(code).into_owned())),
         }
     }
 
     /// Asks the node for one of its pages.
     pub(crate) async fn get(&self, path: &str) -> Result<Response<NodeBody>, SendError> {
-        let mut request = Request::get(path).body(Bytes::new()).expect("the path is ours");
-        if let Some(authorization) = &self.authorization {
-            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
-        }
-        self.client.send(request).await
+        self.order(Method::GET, path, Bytes::new()).await
     }
 
     /// Tells the node to do something.
     pub(crate) async fn post(&self, path: &str, body: Bytes) -> Result<Response<NodeBody>, SendError> {
-        let mut request = Request::post(path).body(body).expect("the path is ours");
-        request.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.order(Method::POST, path, body).await
+    }
+
+    /// Tells the node to end something.
+    pub(crate) async fn delete(&self, path: &str) -> Result<Response<NodeBody>, SendError> {
+        self.order(Method::DELETE, path, Bytes::new()).await
+    }
+
+    async fn order(&self, method: Method, path: &str, body: Bytes) -> Result<Response<NodeBody>, SendError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(body)
+            .expect("the path is made of identifiers");
+        request
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(authorization) = &self.authorization {
             request.headers_mut().insert(AUTHORIZATION, authorization.clone());
         }
@@ -158,12 +185,12 @@ impl Body for AnswerBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, String>>> {
         match self.get_mut() {
-            Self::Local(body) => {
-                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(|e| daemon::exit::chain(&e))))
-            }
-            Self::Remote(body) => {
-                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(|e| daemon::exit::chain(&e))))
-            }
+            Self::Local(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|e| daemon::exit::chain(&e)))),
+            Self::Remote(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(|e| daemon::exit::chain(&e)))),
         }
     }
 

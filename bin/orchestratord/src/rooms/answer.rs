@@ -62,7 +62,10 @@ impl IntoResponse for Refused {
         let Self(error, correlation) = self;
         log(&error);
         let body = error.body(correlation.map(|correlation| correlation.as_str().to_owned()));
-        let mut response = json(StatusCode::from_u16(error.code.http_status()).expect("codes have statuses"), &body);
+        let mut response = json(
+            StatusCode::from_u16(error.code.http_status()).expect("codes have statuses"),
+            &body,
+        );
         put_error_headers(response.headers_mut(), &error);
         response
     }
@@ -82,7 +85,10 @@ pub(crate) fn log(error: &ApiError) {
 /// Headers that belong to an error.
 pub(crate) fn put_error_headers(headers: &mut HeaderMap, error: &ApiError) {
     if let Some(retry_after_ms) = error.retry_after_ms {
-        headers.insert(RETRY_AFTER, HeaderValue::from(retry_after_ms.div_ceil(1000).max(1)));
+        headers.insert(
+            RETRY_AFTER,
+            HeaderValue::from(retry_after_ms.div_ceil(1000).max(1)),
+        );
     }
     if error.code == ErrorCode::Unauthenticated {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -99,7 +105,9 @@ pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response {
 pub(crate) fn json_bytes(status: StatusCode, body: Bytes) -> http::Response<PlaneBody> {
     let mut response = http::Response::new(PlaneBody::full(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -112,12 +120,23 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
         let correlation = request.extensions().get::<Correlation>().cloned();
         let refused = |message: String| {
-            Refused(ApiError::new(ErrorCode::InvalidParams, message), correlation.clone())
+            Refused(
+                ApiError::new(ErrorCode::InvalidParams, message),
+                correlation.clone(),
+            )
         };
-        let read = tokio::time::timeout(crate::serve::BODY_READ_TIMEOUT, Bytes::from_request(request, state)).await;
-        let Ok(read) = read else { return Err(refused("the body did not come in time".to_owned())) };
+        let read = tokio::time::timeout(
+            crate::serve::BODY_READ_TIMEOUT,
+            Bytes::from_request(request, state),
+        )
+        .await;
+        let Ok(read) = read else {
+            return Err(refused("the body did not come in time".to_owned()));
+        };
         let body = read.map_err(|error| refused(error.body_text()))?;
-        serde_json::from_slice(&body).map(Self).map_err(|error| refused(format!("the body cannot be read: {error}")))
+        serde_json::from_slice(&body)
+            .map(Self)
+            .map_err(|error| refused(format!("the body cannot be read: {error}")))
     }
 }
 
@@ -129,10 +148,18 @@ impl<S: Send + Sync, T: TryFrom<String, Error: std::fmt::Display> + Send> FromRe
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
         let correlation = parts.extensions.get::<Correlation>().cloned();
-        let bad = |message: String| Refused(ApiError::new(ErrorCode::InvalidParams, message).with_param("id"), correlation.clone());
-        let Path(text) =
-            Path::<String>::from_request_parts(parts, state).await.map_err(|error| bad(error.body_text()))?;
-        T::try_from(text).map(Self).map_err(|error| bad(format!("the id in the path {error}")))
+        let bad = |message: String| {
+            Refused(
+                ApiError::new(ErrorCode::InvalidParams, message).with_param("id"),
+                correlation.clone(),
+            )
+        };
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| bad(error.body_text()))?;
+        T::try_from(text)
+            .map(Self)
+            .map_err(|error| bad(format!("the id in the path {error}")))
     }
 }
 
@@ -146,7 +173,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
         let correlation = parts.extensions.get::<Correlation>().cloned();
         match Query::<T>::from_request_parts(parts, state).await {
             Ok(Query(asked)) => Ok(Self(asked)),
-            Err(error) => Err(Refused(ApiError::new(ErrorCode::InvalidParams, error.body_text()), correlation)),
+            Err(error) => Err(Refused(
+                ApiError::new(ErrorCode::InvalidParams, error.body_text()),
+                correlation,
+            )),
         }
     }
 }
@@ -156,7 +186,10 @@ pub(crate) async fn no_such_page(uri: http::Uri) -> Refused {
 }
 
 pub(crate) async fn no_such_method(method: http::Method, uri: http::Uri) -> Response {
-    let error = ApiError::new(ErrorCode::InvalidParams, format!("{method} means nothing at {}", uri.path()));
+    let error = ApiError::new(
+        ErrorCode::InvalidParams,
+        format!("{method} means nothing at {}", uri.path()),
+    );
     let mut response = Refused::from(error).into_response();
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
     response

@@ -19,7 +19,9 @@ use task_api::{ApiError, ErrorCode, Priority};
 
 use crate::access::Identity;
 use crate::body::PlaneBody;
-use crate::dispatch::{ANSWER_LEN_MAX, Answer, Job, dispatch, engine_headers, lost, read_all, refused, silent};
+use crate::dispatch::{
+    ANSWER_LEN_MAX, Answer, Job, dispatch, engine_headers, lost, read_all, refused, silent,
+};
 use crate::metrics::TaskOutcome;
 use crate::plane::{AnswerBody, Plane, SharedPlane, Submission};
 use crate::relay::Relay;
@@ -57,8 +59,11 @@ pub(crate) async fn handle(
 }
 
 pub(crate) fn wrong_method(dialect: Dialect, correlation: &Correlation) -> Response<PlaneBody> {
-    let mut response =
-        failure(dialect, &ApiError::new(ErrorCode::InvalidParams, "only POST means something here"), correlation);
+    let mut response = failure(
+        dialect,
+        &ApiError::new(ErrorCode::InvalidParams, "only POST means something here"),
+        correlation,
+    );
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
     response
 }
@@ -83,7 +88,10 @@ async fn run(
     let (head, body) = request.into_parts();
     let body = read_body(plane, body).await?;
     let arrived = Instant::now();
-    let rules = RequestRules { model_required: true, media_allowed: false };
+    let rules = RequestRules {
+        model_required: true,
+        media_allowed: false,
+    };
     let facts = read_request(dialect, &body, &rules)?;
     let wishes = Wishes::of(plane, &identity, &head.headers, &facts)?;
     let submission = plane.submit(&wishes.spec(dialect, &facts)).map_err(refused)?;
@@ -106,26 +114,44 @@ async fn run(
     drop(facts);
     match wishes.deadline {
         None => work.answer(plane, submission).await,
-        Some(left) => tokio::time::timeout(left, work.answer(plane, submission)).await.unwrap_or_else(|_| {
-            Err(ApiError::new(ErrorCode::DeadlineUnmet, "the deadline passed before the answer had begun"))
-        }),
+        Some(left) => tokio::time::timeout(left, work.answer(plane, submission))
+            .await
+            .unwrap_or_else(|_| {
+                Err(ApiError::new(
+                    ErrorCode::DeadlineUnmet,
+                    "the deadline passed before the answer had begun",
+                ))
+            }),
     }
 }
 
 async fn read_body(plane: &Plane, mut body: Incoming) -> Result<Bytes, ApiError> {
     let len_max = usize::try_from(plane.settings.body_max_bytes).unwrap_or(usize::MAX);
-    let too_long = || ApiError::new(ErrorCode::InvalidParams, format!("the body has more than {len_max} bytes"));
+    let too_long = || {
+        ApiError::new(
+            ErrorCode::InvalidParams,
+            format!("the body has more than {len_max} bytes"),
+        )
+    };
     if body.size_hint().lower() > len_max as u64 {
         return Err(too_long());
     }
     let cut = |_| ApiError::new(ErrorCode::InvalidParams, "the body ended too early");
     let read = async {
-        let Some(frame) = body.frame().await else { return Ok(Bytes::new()) };
+        let Some(frame) = body.frame().await else {
+            return Ok(Bytes::new());
+        };
         let first = frame.map_err(cut)?.into_data().unwrap_or_default();
         if body.is_end_stream() {
-            return if first.len() > len_max { Err(too_long()) } else { Ok(first) };
+            return if first.len() > len_max {
+                Err(too_long())
+            } else {
+                Ok(first)
+            };
         }
-        let expected = usize::try_from(body.size_hint().lower()).unwrap_or(0).min(len_max);
+        let expected = usize::try_from(body.size_hint().lower())
+            .unwrap_or(0)
+            .min(len_max);
         let mut whole = BytesMut::with_capacity(first.len() + expected);
         whole.extend_from_slice(&first);
         while let Some(frame) = body.frame().await {
@@ -139,7 +165,12 @@ async fn read_body(plane: &Plane, mut body: Incoming) -> Result<Bytes, ApiError>
     };
     tokio::time::timeout(BODY_READ_TIMEOUT, read)
         .await
-        .unwrap_or_else(|_| Err(ApiError::new(ErrorCode::InvalidParams, "the body did not come in time")))
+        .unwrap_or_else(|_| {
+            Err(ApiError::new(
+                ErrorCode::InvalidParams,
+                "the body did not come in time",
+            ))
+        })
 }
 
 /// What a request says about where and when, besides its body.
@@ -153,7 +184,12 @@ struct Wishes {
 }
 
 impl Wishes {
-    fn of(plane: &Plane, identity: &Identity, headers: &HeaderMap, facts: &RequestFacts<'_>) -> Result<Self, ApiError> {
+    fn of(
+        plane: &Plane,
+        identity: &Identity,
+        headers: &HeaderMap,
+        facts: &RequestFacts<'_>,
+    ) -> Result<Self, ApiError> {
         let named = headers.get(SESSION_HEADER).map(HeaderValue::as_bytes);
         let session = named.or(facts.cache_key.as_deref().map(str::as_bytes));
         let mut prefixes = [0; PREFIXES_MAX];
@@ -189,19 +225,27 @@ fn priority_of(headers: &HeaderMap) -> Result<Priority, ApiError> {
     match headers.get(PRIORITY_HEADER).map(HeaderValue::as_bytes) {
         None | Some(b"interactive") => Ok(Priority::Interactive),
         Some(b"batch") => Ok(Priority::Batch),
-        Some(_) => Err(ApiError::new(ErrorCode::InvalidParams, "x-priority must be interactive or batch")
-            .with_param(PRIORITY_HEADER.as_str())),
+        Some(_) => Err(ApiError::new(
+            ErrorCode::InvalidParams,
+            "x-priority must be interactive or batch",
+        )
+        .with_param(PRIORITY_HEADER.as_str())),
     }
 }
 
 fn deadline_of(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
-    let Some(value) = headers.get(DEADLINE_HEADER) else { return Ok(None) };
+    let Some(value) = headers.get(DEADLINE_HEADER) else {
+        return Ok(None);
+    };
     let milliseconds = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
     match milliseconds.filter(|ms| (1..=task_api::DEADLINE_MS_MAX).contains(ms)) {
         Some(ms) => Ok(Some(Duration::from_millis(ms))),
         None => Err(ApiError::new(
             ErrorCode::InvalidParams,
-            format!("x-deadline-ms must be a number from 1 to {}", task_api::DEADLINE_MS_MAX),
+            format!(
+                "x-deadline-ms must be a number from 1 to {}",
+                task_api::DEADLINE_MS_MAX
+            ),
         )
         .with_param(DEADLINE_HEADER.as_str())),
     }
@@ -222,7 +266,11 @@ enum Begun {
 }
 
 impl Work {
-    async fn answer(&self, plane: &SharedPlane, mut submission: Submission) -> Result<Response<PlaneBody>, ApiError> {
+    async fn answer(
+        &self,
+        plane: &SharedPlane,
+        mut submission: Submission,
+    ) -> Result<Response<PlaneBody>, ApiError> {
         loop {
             let answer = dispatch(plane, &self.job, submission, |_| {}).await?;
             let silence_max = plane.settings.engine_silence_ms;
@@ -235,12 +283,17 @@ impl Work {
                 self.put_together(plane, answer).await?
             } else {
                 let whole = self.whole(plane, answer);
-                tokio::time::timeout(silence_max, whole).await.map_err(|_| silent(plane))?
+                tokio::time::timeout(silence_max, whole)
+                    .await
+                    .map_err(|_| silent(plane))?
             };
             match begun {
                 Begun::Response(response) => return Ok(response),
                 Begun::Lost(grant, why) => {
-                    plane.metrics.pool(&grant.info().pool_id).ended(TaskOutcome::Retried);
+                    plane
+                        .metrics
+                        .pool(&grant.info().pool_id)
+                        .ended(TaskOutcome::Retried);
                     lost(&grant, &why);
                     submission = grant.requeue().map_err(refused)?;
                 }
@@ -271,7 +324,8 @@ impl Work {
     async fn put_together(&self, plane: &Plane, answer: Answer) -> Result<Begun, ApiError> {
         let Answer { grant, response, .. } = answer;
         let pool = plane.metrics.pool(&grant.info().pool_id);
-        let mut assembler = Assembler::new(self.dialect).expect("only dialects that stream are asked for a stream");
+        let mut assembler =
+            Assembler::new(self.dialect).expect("only dialects that stream are asked for a stream");
         let mut body = response.into_body();
         let mut first = true;
         while !assembler.has_ended() {
@@ -332,7 +386,9 @@ impl Work {
         let relay = Relay::new(self.dialect, watch, held, body, grant, pool, silence_max);
         let mut response = Response::new(PlaneBody::Relay(Box::new(relay)));
         pass_content_type(&head.headers, &mut response);
-        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        response
+            .headers_mut()
+            .insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         Ok(Begun::Response(response))
     }
 }
@@ -356,7 +412,9 @@ async fn next_chunk(plane: &Plane, body: &mut AnswerBody) -> Result<Option<Resul
 /// What an engine refuses is the client's to know, in the shape of the client's dialect.
 async fn refusal_of_engine(answer: Answer) -> ApiError {
     let status = answer.response.status().as_u16();
-    let body = read_all(answer.response.into_body(), adapter_host::ENGINE_ERROR_LEN_MAX).await.unwrap_or_default();
+    let body = read_all(answer.response.into_body(), adapter_host::ENGINE_ERROR_LEN_MAX)
+        .await
+        .unwrap_or_default();
     answer.grant.finish(Outcome::Failed);
     engine_error(status, &body)
 }
@@ -365,5 +423,8 @@ fn pass_content_type(head: &HeaderMap, response: &mut Response<PlaneBody>) {
     if let Some(content_type) = head.get(CONTENT_TYPE) {
         response.headers_mut().insert(CONTENT_TYPE, content_type.clone());
     }
-    debug_assert!(!response.headers().contains_key(CONTENT_LENGTH), "hyper knows the length");
+    debug_assert!(
+        !response.headers().contains_key(CONTENT_LENGTH),
+        "hyper knows the length"
+    );
 }

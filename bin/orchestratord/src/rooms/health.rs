@@ -29,7 +29,12 @@ pub(crate) async fn live() -> Page {
     responses((status = 200, body = Health), (status = 503, body = Health)))]
 pub(crate) async fn ready(State(plane): State<SharedPlane>) -> Page {
     if plane.is_stopping() {
-        return Ok(json(StatusCode::SERVICE_UNAVAILABLE, &Health { status: "shutting down" }));
+        return Ok(json(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &Health {
+                status: "shutting down",
+            },
+        ));
     }
     Ok(json(StatusCode::OK, &Health { status: "ok" }))
 }
@@ -66,7 +71,12 @@ pub(crate) async fn capabilities(State(plane): State<SharedPlane>, headers: Head
     let capabilities = Capabilities {
         api_version: "v2",
         profile: if settings.cloud_profile { "cloud" } else { "home" },
-        workloads: [Workload::Completion, Workload::Chat, Workload::Embedding, Workload::Rerank],
+        workloads: [
+            Workload::Completion,
+            Workload::Chat,
+            Workload::Embedding,
+            Workload::Rerank,
+        ],
         dialects: adapter_host::DIALECTS.to_vec(),
         models: models.into_iter().map(|model| model.id.to_string()).collect(),
         admission_capacity: settings.admission_capacity,
@@ -92,7 +102,13 @@ pub(crate) struct Version {
 /// Tells the version
 #[utoipa::path(get, path = "/v2/meta/version", tag = "meta", responses((status = 200, body = Version)))]
 pub(crate) async fn version() -> Page {
-    Ok(json(StatusCode::OK, &Version { name: "orchestratord", version: env!("CARGO_PKG_VERSION") }))
+    Ok(json(
+        StatusCode::OK,
+        &Version {
+            name: "orchestratord",
+            version: env!("CARGO_PKG_VERSION"),
+        },
+    ))
 }
 
 pub(crate) async fn openapi() -> Page {
@@ -103,5 +119,9 @@ pub(crate) async fn openapi() -> Page {
 #[utoipa::path(get, path = "/metrics", tag = "meta", responses((status = 200, content_type = "application/openmetrics-text")))]
 pub(crate) async fn metrics(State(plane): State<SharedPlane>, headers: HeaderMap) -> Page {
     plane.access.identify(&headers)?;
-    Ok(([(CONTENT_TYPE, daemon::metrics::CONTENT_TYPE)], plane.metrics.text(&plane)).into_response())
+    Ok((
+        [(CONTENT_TYPE, daemon::metrics::CONTENT_TYPE)],
+        plane.metrics.text(&plane),
+    )
+        .into_response())
 }

@@ -19,17 +19,30 @@ pub(crate) async fn list(State(plane): State<SharedPlane>, headers: HeaderMap) -
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-pub(crate) async fn show(State(plane): State<SharedPlane>, headers: HeaderMap, Path(id): Path<String>) -> Page {
+pub(crate) async fn show(
+    State(plane): State<SharedPlane>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Page {
     plane.access.user(&headers)?;
     let models = plane.guarded.with(|scheduler, _| scheduler.models());
-    let found = models.iter().find(|model| *model.id == *id || model.aliases.contains(&id));
+    let found = models
+        .iter()
+        .find(|model| *model.id == *id || model.aliases.contains(&id));
     let model = found.ok_or_else(|| {
-        ApiError::new(ErrorCode::NotFound, format!("no replica serves the model {id:?} now"))
+        ApiError::new(
+            ErrorCode::NotFound,
+            format!("no replica serves the model {id:?} now"),
+        )
     })?;
     let body = model_body(&listed(&plane, model), wants_anthropic(&headers));
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 fn listed<'m>(plane: &SharedPlane, model: &'m ModelEntry) -> ListedModel<'m> {
-    ListedModel { id: &model.id, created_s: plane.started_ms / 1000, context_length: model.context_length }
+    ListedModel {
+        id: &model.id,
+        created_s: plane.started_ms / 1000,
+        context_length: model.context_length,
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::IntoResponse;
 use http::{HeaderMap, StatusCode};
 use pool_registry_types::{
@@ -14,6 +14,7 @@ use task_api::{ApiError, ErrorCode};
 use super::answer::{Id, Json, Page, json};
 use crate::access::now_ms;
 use crate::plane::{Plane, SharedPlane, millis};
+use crate::serve::Certified;
 
 /// Registers a node, or takes its newer registration
 #[utoipa::path(post, path = "/v2/nodes/register", tag = "nodes", request_body = RegisterRequest,
@@ -21,15 +22,22 @@ use crate::plane::{Plane, SharedPlane, millis};
               (status = 401, body = task_api::ErrorBody), (status = 403, body = task_api::ErrorBody)))]
 pub(crate) async fn register(
     State(plane): State<SharedPlane>,
+    certified: Option<Extension<Certified>>,
     headers: HeaderMap,
     Json(request): Json<RegisterRequest>,
 ) -> Page {
-    plane.access.node(&headers)?;
+    plane.access.node(&headers, certified.is_some())?;
     if let Err(error) = request.address.parse::<upstream::Origin>() {
-        return Err(ApiError::new(ErrorCode::InvalidParams, format!("address: {error}")).with_param("address").into());
+        return Err(
+            ApiError::new(ErrorCode::InvalidParams, format!("address: {error}"))
+                .with_param("address")
+                .into(),
+        );
     }
     let node_id = request.node_id.clone();
-    plane.take_report(|registry, now, changes| registry.register(now, request, changes)).map_err(refused)?;
+    plane
+        .take_report(|registry, now, changes| registry.register(now, request, changes))
+        .map_err(refused)?;
     tracing::info!(%node_id, "a node has registered");
     let next_heartbeat_ms = millis(plane.settings.heartbeat_interval_ms);
     Ok(json(StatusCode::OK, &RegisterResponse { next_heartbeat_ms }))
@@ -42,11 +50,12 @@ pub(crate) async fn register(
               (status = 404, body = task_api::ErrorBody, description = "register again")))]
 pub(crate) async fn heartbeat(
     State(plane): State<SharedPlane>,
+    certified: Option<Extension<Certified>>,
     headers: HeaderMap,
     Id(node_id): Id<NodeId>,
     Json(request): Json<HeartbeatRequest>,
 ) -> Page {
-    plane.access.node(&headers)?;
+    plane.access.node(&headers, certified.is_some())?;
     plane
         .take_report(|registry, now, changes| registry.heartbeat(now, now_ms(), &node_id, request, changes))
         .map_err(refused)?;
@@ -59,11 +68,14 @@ pub(crate) async fn heartbeat(
     responses((status = 204), (status = 400, body = task_api::ErrorBody), (status = 404, body = task_api::ErrorBody)))]
 pub(crate) async fn callback(
     State(plane): State<SharedPlane>,
+    certified: Option<Extension<Certified>>,
     headers: HeaderMap,
     Json(callback): Json<PoolCallback>,
 ) -> Page {
-    plane.access.node(&headers)?;
-    plane.take_report(|registry, now, changes| registry.callback(now, callback, changes)).map_err(refused)?;
+    plane.access.node(&headers, certified.is_some())?;
+    plane
+        .take_report(|registry, now, changes| registry.callback(now, callback, changes))
+        .map_err(refused)?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -72,10 +84,11 @@ pub(crate) async fn callback(
     responses((status = 204), (status = 400, body = task_api::ErrorBody)))]
 pub(crate) async fn deregister(
     State(plane): State<SharedPlane>,
+    certified: Option<Extension<Certified>>,
     headers: HeaderMap,
     Id(node_id): Id<NodeId>,
 ) -> Page {
-    plane.access.node(&headers)?;
+    plane.access.node(&headers, certified.is_some())?;
     let known = plane.take_report(|registry, _, changes| {
         registry.deregister(&node_id, changes);
         Ok(!changes.is_empty())
@@ -101,31 +114,51 @@ pub(crate) async fn list(State(plane): State<SharedPlane>, headers: HeaderMap) -
 #[utoipa::path(get, path = "/v2/nodes/{id}", tag = "nodes", params(("id" = NodeId, Path)),
     responses((status = 200, body = NodeView), (status = 400, body = task_api::ErrorBody),
               (status = 404, body = task_api::ErrorBody)))]
-pub(crate) async fn show(State(plane): State<SharedPlane>, headers: HeaderMap, Id(node_id): Id<NodeId>) -> Page {
+pub(crate) async fn show(
+    State(plane): State<SharedPlane>,
+    headers: HeaderMap,
+    Id(node_id): Id<NodeId>,
+) -> Page {
     plane.access.user(&headers)?;
     let registry = plane.registry.lock().unwrap_or_else(PoisonError::into_inner);
-    let found = registry.nodes().find(|node| node.node_id == node_id).map(|node| view(&plane, node));
+    let found = registry
+        .nodes()
+        .find(|node| node.node_id == node_id)
+        .map(|node| view(&plane, node));
     drop(registry);
-    Ok(json(StatusCode::OK, &found.ok_or_else(|| refused(Refusal::Unknown))?))
+    Ok(json(
+        StatusCode::OK,
+        &found.ok_or_else(|| refused(Refusal::Unknown))?,
+    ))
 }
 
 /// Gives a node no new tasks
 #[utoipa::path(post, path = "/v2/nodes/{id}/drain", tag = "nodes", params(("id" = NodeId, Path)),
     responses((status = 204), (status = 400, body = task_api::ErrorBody), (status = 404, body = task_api::ErrorBody)))]
-pub(crate) async fn drain(State(plane): State<SharedPlane>, headers: HeaderMap, Id(node_id): Id<NodeId>) -> Page {
+pub(crate) async fn drain(
+    State(plane): State<SharedPlane>,
+    headers: HeaderMap,
+    Id(node_id): Id<NodeId>,
+) -> Page {
     set_draining(&plane, &headers, &node_id, true)
 }
 
 /// Gives a node new tasks again
 #[utoipa::path(delete, path = "/v2/nodes/{id}/drain", tag = "nodes", params(("id" = NodeId, Path)),
     responses((status = 204), (status = 400, body = task_api::ErrorBody), (status = 404, body = task_api::ErrorBody)))]
-pub(crate) async fn undrain(State(plane): State<SharedPlane>, headers: HeaderMap, Id(node_id): Id<NodeId>) -> Page {
+pub(crate) async fn undrain(
+    State(plane): State<SharedPlane>,
+    headers: HeaderMap,
+    Id(node_id): Id<NodeId>,
+) -> Page {
     set_draining(&plane, &headers, &node_id, false)
 }
 
 fn set_draining(plane: &Plane, headers: &HeaderMap, node_id: &NodeId, draining: bool) -> Page {
     plane.access.admin(headers)?;
-    plane.take_report(|registry, _, changes| registry.set_draining(node_id, draining, changes)).map_err(refused)?;
+    plane
+        .take_report(|registry, _, changes| registry.set_draining(node_id, draining, changes))
+        .map_err(refused)?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use axum::extract::State;
-use axum::response::IntoResponse;
-use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use pool_managerd::DRAIN_DEFAULT;
 use pool_registry_types::{NodeId, PoolId, ReplicaId};
@@ -29,7 +27,9 @@ pub(crate) async fn list(State(plane): State<SharedPlane>, headers: HeaderMap) -
               (status = 404, body = task_api::ErrorBody)))]
 pub(crate) async fn show(State(plane): State<SharedPlane>, headers: HeaderMap, Id(pool): Id<PoolId>) -> Page {
     plane.access.user(&headers)?;
-    let view = views(&plane, Some(&pool)).pop().ok_or_else(|| no_such_pool(&pool))?;
+    let view = views(&plane, Some(&pool))
+        .pop()
+        .ok_or_else(|| no_such_pool(&pool))?;
     Ok(json(StatusCode::OK, &view))
 }
 
@@ -75,36 +75,55 @@ pub(crate) async fn drain(
     let deadline_ms = request.deadline_ms.unwrap_or(millis(DRAIN_DEFAULT));
     if deadline_ms > task_api::DEADLINE_MS_MAX {
         let message = format!("deadline_ms must be at most {}", task_api::DEADLINE_MS_MAX);
-        return Err(ApiError::new(ErrorCode::InvalidParams, message).with_param("deadline_ms").into());
+        return Err(ApiError::new(ErrorCode::InvalidParams, message)
+            .with_param("deadline_ms")
+            .into());
     }
     let now = plane.now();
-    if !plane.guarded.with(|scheduler, effects| scheduler.drain_pool(now, &pool, true, effects)) {
+    if !plane
+        .guarded
+        .with(|scheduler, effects| scheduler.drain_pool(now, &pool, true, effects))
+    {
         return Err(no_such_pool(&pool).into());
     }
     order(&plane, &pool, Order::Drain { deadline_ms }).await
 }
 
-/// Gives a pool new tasks again, as far as this control plane is concerned
+/// Gives a pool new tasks again
 #[utoipa::path(delete, path = "/v2/pools/{id}/drain", tag = "pools", params(("id" = PoolId, Path)),
-    responses((status = 204), (status = 400, body = task_api::ErrorBody), (status = 404, body = task_api::ErrorBody)))]
-pub(crate) async fn undrain(State(plane): State<SharedPlane>, headers: HeaderMap, Id(pool): Id<PoolId>) -> Page {
+    responses((status = 202, body = OrderView), (status = 400, body = task_api::ErrorBody), (status = 404, body = task_api::ErrorBody)))]
+pub(crate) async fn undrain(
+    State(plane): State<SharedPlane>,
+    headers: HeaderMap,
+    Id(pool): Id<PoolId>,
+) -> Page {
     plane.access.admin(&headers)?;
     let now = plane.now();
-    if !plane.guarded.with(|scheduler, effects| scheduler.drain_pool(now, &pool, false, effects)) {
+    if !plane
+        .guarded
+        .with(|scheduler, effects| scheduler.drain_pool(now, &pool, false, effects))
+    {
         return Err(no_such_pool(&pool).into());
     }
-    Ok(StatusCode::NO_CONTENT.into_response())
+    order(&plane, &pool, Order::Undrain).await
 }
 
 /// Starts a pool's engines anew; the old ones serve until the new ones answer
 #[utoipa::path(post, path = "/v2/pools/{id}/reload", tag = "pools", params(("id" = PoolId, Path)),
     responses((status = 202, body = OrderView), (status = 400, body = task_api::ErrorBody),
               (status = 404, body = task_api::ErrorBody)))]
-pub(crate) async fn reload(State(plane): State<SharedPlane>, headers: HeaderMap, Id(pool): Id<PoolId>) -> Page {
+pub(crate) async fn reload(
+    State(plane): State<SharedPlane>,
+    headers: HeaderMap,
+    Id(pool): Id<PoolId>,
+) -> Page {
     plane.access.admin(&headers)?;
     let now = plane.now();
     // A pool that was drained here is taken up again: that is what a reload is for.
-    if !plane.guarded.with(|scheduler, effects| scheduler.drain_pool(now, &pool, false, effects)) {
+    if !plane
+        .guarded
+        .with(|scheduler, effects| scheduler.drain_pool(now, &pool, false, effects))
+    {
         return Err(no_such_pool(&pool).into());
     }
     order(&plane, &pool, Order::Reload).await
@@ -113,13 +132,17 @@ pub(crate) async fn reload(State(plane): State<SharedPlane>, headers: HeaderMap,
 #[derive(Clone, Copy)]
 enum Order {
     Drain { deadline_ms: u64 },
+    Undrain,
     Reload,
 }
 
 /// Tells every node that has the pool.
 async fn order(plane: &SharedPlane, pool: &PoolId, order: Order) -> Page {
     let replicas = plane.guarded.with(|scheduler, _| scheduler.replicas(Some(pool)));
-    let mut told = OrderView { nodes: Vec::new(), failed: Vec::new() };
+    let mut told = OrderView {
+        nodes: Vec::new(),
+        failed: Vec::new(),
+    };
     for replica in replicas {
         let node_id = replica.info.node_id.clone();
         if told.nodes.contains(&node_id) || told.failed.iter().any(|failed| failed.node_id == node_id) {
@@ -141,19 +164,36 @@ async fn order_one(plane: &Plane, pool: &PoolId, replica: &ReplicaEntry, order: 
         NodeLink::Local(_) => {
             let node = plane.local_node().ok_or("the node in this process has ended")?;
             let told = match order {
-                Order::Drain { deadline_ms } => node.drain(pool, std::time::Duration::from_millis(deadline_ms)).await,
+                Order::Drain { deadline_ms } => {
+                    node.drain(pool, std::time::Duration::from_millis(deadline_ms))
+                        .await
+                }
+                Order::Undrain => node.undrain(pool).await,
                 Order::Reload => node.reload(pool).await,
             };
             return told.map_err(|error| error.to_string());
         }
     };
-    let (verb, body) = match order {
-        Order::Drain { deadline_ms } => ("drain", format!("{{\"deadline_ms\":{deadline_ms}}}")),
-        Order::Reload => ("reload", "{}".to_owned()),
+    let drain = format!("/v2/pools/{pool}/drain");
+    let response = match order {
+        Order::Drain { deadline_ms } => {
+            remote
+                .post(&drain, format!("{{\"deadline_ms\":{deadline_ms}}}").into())
+                .await
+        }
+        Order::Undrain => remote.delete(&drain).await,
+        Order::Reload => {
+            remote
+                .post(&format!("/v2/pools/{pool}/reload"), "{}".into())
+                .await
+        }
     };
-    let response = remote.post(&format!("/v2/pools/{pool}/{verb}"), Bytes::from(body)).await;
     let status = response.map_err(|error| daemon::exit::chain(&error))?.status();
-    if status.is_success() { Ok(()) } else { Err(format!("the node answered {status}")) }
+    if status.is_success() {
+        Ok(())
+    } else {
+        Err(format!("the node answered {status}"))
+    }
 }
 
 fn no_such_pool(pool: &PoolId) -> ApiError {
@@ -164,11 +204,16 @@ fn no_such_pool(pool: &PoolId) -> ApiError {
 type Errors = HashMap<(PoolId, Option<(NodeId, ReplicaId)>), String>;
 
 fn views(plane: &Plane, only: Option<&PoolId>) -> Vec<PoolView> {
-    let (pools, replicas) = plane.guarded.with(|scheduler, _| (scheduler.pools(), scheduler.replicas(only)));
+    let (pools, replicas) = plane
+        .guarded
+        .with(|scheduler, _| (scheduler.pools(), scheduler.replicas(only)));
     let errors = errors(plane);
     let mut by_pool: HashMap<PoolId, Vec<ReplicaEntry>> = HashMap::new();
     for replica in replicas {
-        by_pool.entry(replica.info.pool_id.clone()).or_default().push(replica);
+        by_pool
+            .entry(replica.info.pool_id.clone())
+            .or_default()
+            .push(replica);
     }
     pools
         .into_iter()
@@ -182,7 +227,12 @@ fn views(plane: &Plane, only: Option<&PoolId>) -> Vec<PoolView> {
 
 fn errors(plane: &Plane) -> Errors {
     let mut errors = Errors::new();
-    for node in plane.registry.lock().unwrap_or_else(PoisonError::into_inner).nodes() {
+    for node in plane
+        .registry
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .nodes()
+    {
         for pool in node.pools() {
             if let Some(error) = &pool.last_error {
                 errors.insert((pool.pool_id.clone(), None), error.clone());
@@ -216,7 +266,10 @@ fn view(pool: PoolEntry, replicas: &[ReplicaEntry], errors: &Errors) -> PoolView
         queued_batch: pool.waiting_batch,
         slot_hold_ms: pool.slot_hold_ms,
         last_error: errors.get(&(pool.pool_id.clone(), None)).cloned(),
-        replicas: replicas.iter().map(|replica| replica_view(replica, errors)).collect(),
+        replicas: replicas
+            .iter()
+            .map(|replica| replica_view(replica, errors))
+            .collect(),
         pool_id: pool.pool_id,
     }
 }

@@ -38,11 +38,18 @@ pub(crate) async fn submit(
 ) -> Page {
     let identity = plane.access.user(&headers)?;
     if plane.is_stopping() {
-        let error = ApiError::new(ErrorCode::PoolUnavailable, "this control plane is shutting down; ask another one");
-        return Err(error.with_retry_after_ms(crate::plane::RETRY_AFTER_DEFAULT_MS).into());
+        let error = ApiError::new(
+            ErrorCode::PoolUnavailable,
+            "this control plane is shutting down; ask another one",
+        );
+        return Err(error
+            .with_retry_after_ms(crate::plane::RETRY_AFTER_DEFAULT_MS)
+            .into());
     }
     let (task, accepted) = start(&plane, &identity, request, &headers, &correlation).await?;
-    let wants_stream = headers.get(ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(b"text/event-stream"));
+    let wants_stream = headers
+        .get(ACCEPT)
+        .is_some_and(|accept| accept.as_bytes().starts_with(b"text/event-stream"));
     if wants_stream {
         return follow(task, 0, &accepted.task_id);
     }
@@ -83,16 +90,26 @@ pub(crate) async fn list(
     let limit = query.limit.unwrap_or(PAGE_LEN);
     if !(1..=PAGE_LEN_MAX).contains(&limit) {
         let message = format!("limit must be from 1 to {PAGE_LEN_MAX}");
-        return Err(ApiError::new(ErrorCode::InvalidParams, message).with_param("limit").into());
+        return Err(ApiError::new(ErrorCode::InvalidParams, message)
+            .with_param("limit")
+            .into());
     }
     let filter = TaskFilter {
-        owner: if identity.role == Role::Admin { query.owner } else { Some(identity.owner.to_string()) },
+        owner: if identity.role == Role::Admin {
+            query.owner
+        } else {
+            Some(identity.owner.to_string())
+        },
         state: query.state,
         session: query.session_id.map(String::from),
         cursor: query.cursor,
         limit,
     };
-    let (records, next_cursor) = plane.store.list_tasks(filter).await.map_err(|error| unreadable(&error))?;
+    let (records, next_cursor) = plane
+        .store
+        .list_tasks(filter)
+        .await
+        .map_err(|error| unreadable(&error))?;
     // The store may be a moment behind what is in memory.
     let tasks = records
         .into_iter()
@@ -133,7 +150,10 @@ pub(crate) async fn events(State(plane): State<SharedPlane>, headers: HeaderMap,
     let view = stored(&plane, &identity, &id).await?;
     Err(ApiError::new(
         ErrorCode::Conflict,
-        format!("task {id} has ended ({:?}) and its events are no longer kept; GET /v2/tasks/{id} tells how", view.state),
+        format!(
+            "task {id} has ended ({:?}) and its events are no longer kept; GET /v2/tasks/{id} tells how",
+            view.state
+        ),
     )
     .into())
 }
@@ -155,11 +175,20 @@ pub(crate) async fn cancel(State(plane): State<SharedPlane>, headers: HeaderMap,
 }
 
 fn last_event_id(headers: &HeaderMap) -> Result<u64, ApiError> {
-    let Some(value) = headers.get(LAST_EVENT_ID) else { return Ok(0) };
-    value.to_str().ok().and_then(|text| text.trim().parse().ok()).ok_or_else(|| {
-        ApiError::new(ErrorCode::InvalidParams, "Last-Event-ID must be the number of an event")
+    let Some(value) = headers.get(LAST_EVENT_ID) else {
+        return Ok(0);
+    };
+    value
+        .to_str()
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::InvalidParams,
+                "Last-Event-ID must be the number of an event",
+            )
             .with_param(LAST_EVENT_ID.as_str())
-    })
+        })
 }
 
 /// The events as a response.
@@ -178,13 +207,19 @@ fn live_view(plane: &SharedPlane, live: &LiveTask) -> TaskView {
     };
     if let Some(key) = waits.filter(|_| view.state == TaskState::Queued) {
         let entry = plane.guarded.with(|scheduler, _| scheduler.task(key));
-        view.position = entry.and_then(|entry| entry.waiting).map(|waiting| waiting.position);
+        view.position = entry
+            .and_then(|entry| entry.waiting)
+            .map(|waiting| waiting.position);
     }
     view
 }
 
 async fn stored(plane: &SharedPlane, identity: &Identity, id: &TaskId) -> Result<TaskView, ApiError> {
-    let record = plane.store.task(id.clone()).await.map_err(|error| unreadable(&error))?;
+    let record = plane
+        .store
+        .task(id.clone())
+        .await
+        .map_err(|error| unreadable(&error))?;
     let view = record.ok_or_else(|| no_such_task(id))?.view;
     check_owner(identity, &view.owner, id)?;
     Ok(view)
@@ -192,7 +227,11 @@ async fn stored(plane: &SharedPlane, identity: &Identity, id: &TaskId) -> Result
 
 /// Another owner's task does not exist, as far as one can tell.
 fn check_owner(identity: &Identity, owner: &str, id: &TaskId) -> Result<(), ApiError> {
-    if identity.role == Role::Admin || *identity.owner == *owner { Ok(()) } else { Err(no_such_task(id)) }
+    if identity.role == Role::Admin || *identity.owner == *owner {
+        Ok(())
+    } else {
+        Err(no_such_task(id))
+    }
 }
 
 fn no_such_task(id: &TaskId) -> ApiError {
@@ -201,11 +240,16 @@ fn no_such_task(id: &TaskId) -> ApiError {
 
 fn unreadable(error: &store::StoreError) -> ApiError {
     match error {
-        store::StoreError::BadCursor => {
-            ApiError::new(ErrorCode::InvalidParams, "cursor is not one that a page of this list gave").with_param("cursor")
-        }
-        other => ApiError::new(ErrorCode::PoolUnavailable, "the store cannot be read now; try again")
-            .with_retry_after_ms(crate::plane::RETRY_AFTER_DEFAULT_MS)
-            .with_internal(daemon::exit::chain(other)),
+        store::StoreError::BadCursor => ApiError::new(
+            ErrorCode::InvalidParams,
+            "cursor is not one that a page of this list gave",
+        )
+        .with_param("cursor"),
+        other => ApiError::new(
+            ErrorCode::PoolUnavailable,
+            "the store cannot be read now; try again",
+        )
+        .with_retry_after_ms(crate::plane::RETRY_AFTER_DEFAULT_MS)
+        .with_internal(daemon::exit::chain(other)),
     }
 }

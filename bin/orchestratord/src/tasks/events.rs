@@ -39,7 +39,9 @@ impl EventLog {
             if self.kept.len() == 1 {
                 break;
             }
-            let Some(oldest) = self.kept.pop_front() else { break };
+            let Some(oldest) = self.kept.pop_front() else {
+                break;
+            };
             self.text_len -= text_len(&oldest);
             self.dropped += 1;
         }
@@ -61,7 +63,11 @@ fn text_len(event: &Event) -> usize {
     match event {
         Event::Token { t, .. } => t.len(),
         Event::Output { value } => value.to_string().len(),
-        Event::Queued { .. } | Event::Started { .. } | Event::Metrics(_) | Event::End(_) | Event::Error { .. } => 0,
+        Event::Queued { .. }
+        | Event::Started { .. }
+        | Event::Metrics(_)
+        | Event::End(_)
+        | Event::Error { .. } => 0,
     }
 }
 
@@ -84,7 +90,12 @@ impl Follower {
         if task.lock().events.after(after).is_none() {
             return Err(TooOld);
         }
-        Ok(Self { task, seen, after, over: false })
+        Ok(Self {
+            task,
+            seen,
+            after,
+            over: false,
+        })
     }
 
     /// The next events as they stand in a stream; None after the last one.
@@ -150,7 +161,9 @@ fn put(out: &mut BytesMut, text: std::fmt::Arguments<'_>) {
 }
 
 /// A task as a stream of server-sent events that ends with the task.
-pub(crate) fn stream(follower: Follower) -> impl futures_util::Stream<Item = Result<Bytes, std::convert::Infallible>> {
+pub(crate) fn stream(
+    follower: Follower,
+) -> impl futures_util::Stream<Item = Result<Bytes, std::convert::Infallible>> {
     futures_util::stream::unfold(follower, |mut follower| async move {
         let bytes = follower.next().await?;
         Some((Ok(bytes), follower))
@@ -170,7 +183,10 @@ mod tests {
     use super::*;
 
     fn token(i: u32) -> Event {
-        Event::Token { t: "x".repeat(1024), i }
+        Event::Token {
+            t: "x".repeat(1024),
+            i,
+        }
     }
 
     #[test]
@@ -190,7 +206,17 @@ mod tests {
     #[test]
     fn an_event_reads_as_an_event_source_expects() {
         let mut out = BytesMut::new();
-        write_event(&mut out, 7, &Event::Token { t: "a\nb".to_owned(), i: 3 });
-        assert_eq!(&out[..], b"id: 7\nevent: token\ndata: {\"t\":\"a\\nb\",\"i\":3}\n\n");
+        write_event(
+            &mut out,
+            7,
+            &Event::Token {
+                t: "a\nb".to_owned(),
+                i: 3,
+            },
+        );
+        assert_eq!(
+            &out[..],
+            b"id: 7\nevent: token\ndata: {\"t\":\"a\\nb\",\"i\":3}\n\n"
+        );
     }
 }

@@ -8,8 +8,8 @@ use http::{HeaderMap, Uri};
 use http_body_util::BodyExt as _;
 use scheduler::{DialectSet, Outcome, Target, TaskSpec, Waiting};
 use task_api::{
-    ApiError, ErrorCode, Event, PlacementDecision, TaskAccepted, TaskId, TaskLinks, TaskRequest, TaskState, TaskView,
-    Usage,
+    ApiError, ErrorCode, Event, PlacementDecision, TaskAccepted, TaskId, TaskLinks, TaskRequest, TaskState,
+    TaskView, Usage,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -31,11 +31,17 @@ pub(crate) async fn start(
 ) -> Result<(Arc<LiveTask>, TaskAccepted), ApiError> {
     request.validate()?;
     let arrived = Instant::now();
-    let model = request.model.clone().unwrap_or_else(|| model_of_pool(plane, &request));
+    let model = request
+        .model
+        .clone()
+        .unwrap_or_else(|| model_of_pool(plane, &request));
     let engine = engine_request(&request, &model, false)?;
     let submission = submit(plane, identity, &request, &engine)?;
     let waiting = match &submission {
-        Submission::Placed(_) => Waiting { position: 0, estimated_start_ms: 0 },
+        Submission::Placed(_) => Waiting {
+            position: 0,
+            estimated_start_ms: 0,
+        },
         Submission::Waits(_, waiting) => *waiting,
     };
     let (task, accepted) = accept(plane, identity, &request, correlation, &submission, waiting)?;
@@ -60,23 +66,34 @@ pub(crate) async fn start(
         deadline: request.deadline_ms.map(|ms| arrived + Duration::from_millis(ms)),
         over: false,
     };
-    plane.shutdown.spawn("task", daemon::shutdown::Kind::Work, runner.run(submission));
+    plane
+        .shutdown
+        .spawn("task", daemon::shutdown::Kind::Work, runner.run(submission));
     Ok((task, accepted))
 }
 
 fn not_stored(id: &TaskId, error: &store::StoreError) -> ApiError {
     if matches!(error, store::StoreError::TaskExists) {
-        return ApiError::new(ErrorCode::Conflict, format!("there is a task {id} already")).with_param("task_id");
+        return ApiError::new(ErrorCode::Conflict, format!("there is a task {id} already"))
+            .with_param("task_id");
     }
-    ApiError::new(ErrorCode::PoolUnavailable, "the task could not be stored and was not taken; try again")
-        .with_retry_after_ms(crate::plane::RETRY_AFTER_DEFAULT_MS)
-        .with_internal(daemon::exit::chain(error))
+    ApiError::new(
+        ErrorCode::PoolUnavailable,
+        "the task could not be stored and was not taken; try again",
+    )
+    .with_retry_after_ms(crate::plane::RETRY_AFTER_DEFAULT_MS)
+    .with_internal(daemon::exit::chain(error))
 }
 
 /// A task that names only a pool is for the model that the pool serves.
 fn model_of_pool(plane: &Plane, request: &TaskRequest) -> String {
     let models = plane.guarded.with(|scheduler, _| scheduler.models());
-    let served = models.into_iter().find(|model| request.pool.as_ref().is_some_and(|pool| model.pools.contains(pool)));
+    let served = models.into_iter().find(|model| {
+        request
+            .pool
+            .as_ref()
+            .is_some_and(|pool| model.pools.contains(pool))
+    });
     served.map_or_else(|| "default".to_owned(), |model| model.id.to_string())
 }
 
@@ -90,17 +107,30 @@ fn submit(
         (Some(model), Some(pool)) => Target::ModelInPool { model, pool },
         (Some(model), None) => Target::Model(model),
         (None, Some(pool)) => Target::Pool(pool),
-        (None, None) => return Err(ApiError::new(ErrorCode::InvalidParams, "model is needed unless pool is given")),
+        (None, None) => {
+            return Err(ApiError::new(
+                ErrorCode::InvalidParams,
+                "model is needed unless pool is given",
+            ));
+        }
     };
-    let prefixes: Vec<u64> =
-        engine.prefix_hashes.iter().map(|hash| plane.owned_hash(&identity.owner, hash)).collect();
+    let prefixes: Vec<u64> = engine
+        .prefix_hashes
+        .iter()
+        .map(|hash| plane.owned_hash(&identity.owner, hash))
+        .collect();
     let spec = TaskSpec {
         dialects: DialectSet::from(engine.dialect),
         priority: request.priority,
         placement: request.placement.as_ref(),
-        session: request.session_id.as_ref().map(|id| plane.owned_hash(&identity.owner, id.as_str().as_bytes())),
+        session: request
+            .session_id
+            .as_ref()
+            .map(|id| plane.owned_hash(&identity.owner, id.as_str().as_bytes())),
         prefixes: &prefixes,
-        deadline: request.deadline_ms.map(|ms| plane.now() + Duration::from_millis(ms)),
+        deadline: request
+            .deadline_ms
+            .map(|ms| plane.now() + Duration::from_millis(ms)),
         ..TaskSpec::new(target)
     };
     plane.submit(&spec).map_err(|refusal| {
@@ -140,8 +170,14 @@ fn accept(
         Submission::Placed(_) => None,
         Submission::Waits(waiter, _) => {
             plane.metrics.enqueued();
-            let Waiting { position, estimated_start_ms } = waiting;
-            events.push(Event::Queued { position, estimated_start_ms });
+            let Waiting {
+                position,
+                estimated_start_ms,
+            } = waiting;
+            events.push(Event::Queued {
+                position,
+                estimated_start_ms,
+            });
             Some(waiter.task())
         }
     };
@@ -154,10 +190,16 @@ fn accept(
         created_ms,
     });
     if !plane.tasks.insert(task.clone()) {
-        return Err(ApiError::new(ErrorCode::Conflict, format!("there is a task {id} already")).with_param("task_id"));
+        return Err(
+            ApiError::new(ErrorCode::Conflict, format!("there is a task {id} already")).with_param("task_id"),
+        );
     }
     let this = format!("/v2/tasks/{id}");
-    let links = TaskLinks { events: format!("{this}/events"), cancel: format!("{this}/cancel"), this };
+    let links = TaskLinks {
+        events: format!("{this}/events"),
+        cancel: format!("{this}/cancel"),
+        this,
+    };
     let accepted = TaskAccepted {
         task_id: id,
         position: waiting.position,
@@ -171,7 +213,11 @@ fn accept(
 pub(crate) fn record(task: &LiveTask) -> store::TaskRecord {
     let view = task.lock().view.clone();
     let ended_ms = view.state.is_end().then(now_ms);
-    store::TaskRecord { view, created_ms: task.created_ms, ended_ms }
+    store::TaskRecord {
+        view,
+        created_ms: task.created_ms,
+        ended_ms,
+    }
 }
 
 /// Runs one task. Dropped before its end, it tells the task's readers that it will not come.
@@ -220,7 +266,9 @@ impl Runner {
             if !answer.response.status().is_success() {
                 let status = answer.response.status().as_u16();
                 let body = answer.response.into_body();
-                let body = crate::dispatch::read_all(body, adapter_host::ENGINE_ERROR_LEN_MAX).await.unwrap_or_default();
+                let body = crate::dispatch::read_all(body, adapter_host::ENGINE_ERROR_LEN_MAX)
+                    .await
+                    .unwrap_or_default();
                 answer.grant.finish(Outcome::Failed);
                 return Err(adapter_host::engine_error(status, &body));
             }
@@ -236,7 +284,12 @@ impl Runner {
 
     /// Reads an answer to its end. The inner error is an answer that broke off before anything was told.
     async fn read(&self, answer: Answer) -> Result<Result<Done, (Grant, String)>, ApiError> {
-        let Answer { grant, response, queued_for, .. } = answer;
+        let Answer {
+            grant,
+            response,
+            queued_for,
+            ..
+        } = answer;
         let pool = self.plane.metrics.pool(&grant.info().pool_id);
         let mut body = response.into_body();
         let mut reader = TaskReader::new(self.engine.dialect);
@@ -273,7 +326,9 @@ impl Runner {
             pool.tokens(told);
             pool.ended(TaskOutcome::Completed);
             grant.finish(Outcome::Completed);
-            return Ok(Ok(Done { usage: usage(told, queued_for, first_token.unwrap_or(ended), ended) }));
+            return Ok(Ok(Done {
+                usage: usage(told, queued_for, first_token.unwrap_or(ended), ended),
+            }));
         }
         if first_token.is_none() {
             pool.ended(TaskOutcome::Retried);
@@ -349,7 +404,10 @@ impl Runner {
 impl Drop for Runner {
     fn drop(&mut self) {
         if !self.over {
-            self.fail(&ApiError::new(ErrorCode::WorkerReset, "the control plane was shut down before the task had ended"));
+            self.fail(&ApiError::new(
+                ErrorCode::WorkerReset,
+                "the control plane was shut down before the task had ended",
+            ));
         }
     }
 }

@@ -20,7 +20,9 @@ pub enum IdError {
     #[error("has {0} bytes, {ID_LEN_MAX} are allowed")]
     TooLong(usize),
     /// The text holds a character that is not allowed, or begins with one that may not stand first.
-    #[error("has {0:?} at byte {1}; letters, digits, '.', '_' and '-' are allowed, the first a letter or a digit")]
+    #[error(
+        "has {0:?} at byte {1}; letters, digits, '.', '_' and '-' are allowed, the first a letter or a digit"
+    )]
     Character(char, usize),
 }
 
@@ -136,7 +138,11 @@ mod tests {
     fn case(text: &str, expect: Result<(), IdError>) {
         assert_eq!(PoolId::new(text).map(|_| ()), expect, "{text:?}");
         let json = serde_json::to_string(text).unwrap();
-        assert_eq!(serde_json::from_str::<PoolId>(&json).is_ok(), expect.is_ok(), "{text:?}");
+        assert_eq!(
+            serde_json::from_str::<PoolId>(&json).is_ok(),
+            expect.is_ok(),
+            "{text:?}"
+        );
     }
 
     #[test]

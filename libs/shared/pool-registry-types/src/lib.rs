@@ -15,8 +15,8 @@ pub use capabilities::{Capabilities, Gpu};
 pub use handoff::{HANDOFF_SCHEMA, Handoff};
 pub use id::{ControlPlaneId, IdError, MachineId, NodeId, PoolId, ReplicaId};
 pub use node::{
-    CallbackRegistration, HeartbeatRequest, HeartbeatResponse, NodeState, NodeView, PoolCallback, PoolCallbackEvent,
-    RegisterRequest, RegisterResponse,
+    CallbackRegistration, HeartbeatRequest, HeartbeatResponse, NodeState, NodeView, PoolCallback,
+    PoolCallbackEvent, RegisterRequest, RegisterResponse,
 };
 pub use report::{Dialect, ModelInfo, PoolKind, PoolReport, PoolStatus, ReplicaReport, ReplicaState};
 

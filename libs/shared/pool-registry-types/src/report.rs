@@ -113,7 +113,9 @@ pub struct ModelInfo {
 }
 
 /// A wire format, named by its endpoint under `/v1`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Dialect {
     /// OpenAI `POST /v1/chat/completions`.

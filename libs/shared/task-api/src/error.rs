@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 /// What went wrong, for a program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
     /// The request is malformed; the message names the field.
@@ -140,7 +142,13 @@ pub struct ApiError {
 impl ApiError {
     /// An error with a code and a message for the caller.
     pub fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into(), param: None, retry_after_ms: None, internal: None }
+        Self {
+            code,
+            message: message.into(),
+            param: None,
+            retry_after_ms: None,
+            internal: None,
+        }
     }
 
     /// Names the field at fault.

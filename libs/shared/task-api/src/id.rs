@@ -15,7 +15,9 @@ pub struct TaskIdError;
 
 fn check(text: &str) -> Result<(), TaskIdError> {
     let fits = (1..=CLIENT_ID_LEN_MAX).contains(&text.len());
-    let clean = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'));
+    let clean = text
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'));
     if fits && clean { Ok(()) } else { Err(TaskIdError) }
 }
 

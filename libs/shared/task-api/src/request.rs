@@ -21,7 +21,18 @@ pub enum Workload {
 
 /// The class in a pool's queue: every interactive task goes before every batch task.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
@@ -119,17 +130,28 @@ impl TaskRequest {
             Err(ApiError::new(ErrorCode::InvalidParams, format!("{field} is needed {why}")).with_param(field))
         };
         let unwanted = |field: &str, workload: &str| {
-            Err(ApiError::new(ErrorCode::InvalidParams, format!("{field} means nothing for workload {workload}"))
-                .with_param(field))
+            Err(ApiError::new(
+                ErrorCode::InvalidParams,
+                format!("{field} means nothing for workload {workload}"),
+            )
+            .with_param(field))
         };
         if self.model.is_none() && self.pool.is_none() {
             return missing("model", "unless pool is given");
         }
-        if self.model.as_deref().is_some_and(|model| model.is_empty() || model.len() > 256) {
-            return Err(ApiError::new(ErrorCode::InvalidParams, "model must have 1 to 256 bytes").with_param("model"));
+        if self
+            .model
+            .as_deref()
+            .is_some_and(|model| model.is_empty() || model.len() > 256)
+        {
+            return Err(
+                ApiError::new(ErrorCode::InvalidParams, "model must have 1 to 256 bytes").with_param("model"),
+            );
         }
         match self.workload {
-            Workload::Completion if self.prompt.is_none() => return missing("prompt", "for workload completion"),
+            Workload::Completion if self.prompt.is_none() => {
+                return missing("prompt", "for workload completion");
+            }
             Workload::Completion if self.messages.is_some() => return unwanted("messages", "completion"),
             Workload::Chat if self.prompt.is_none() == self.messages.is_none() => {
                 return missing("messages", "for workload chat (or prompt, and not both)");
@@ -144,8 +166,10 @@ impl TaskRequest {
             _ => {}
         }
         if self.max_tokens == Some(0) {
-            return Err(ApiError::new(ErrorCode::InvalidParams, "max_tokens must be at least 1")
-                .with_param("max_tokens"));
+            return Err(
+                ApiError::new(ErrorCode::InvalidParams, "max_tokens must be at least 1")
+                    .with_param("max_tokens"),
+            );
         }
         if let Some(deadline_ms) = self.deadline_ms
             && !(1..=DEADLINE_MS_MAX).contains(&deadline_ms)
@@ -161,8 +185,10 @@ impl TaskRequest {
                 return missing("placement.pools", "for placement modes pin and prefer");
             }
             if placement.pools.len() > 64 || placement.avoid.len() > 64 {
-                return Err(ApiError::new(ErrorCode::InvalidParams, "at most 64 pools may be named")
-                    .with_param("placement"));
+                return Err(
+                    ApiError::new(ErrorCode::InvalidParams, "at most 64 pools may be named")
+                        .with_param("placement"),
+                );
             }
         }
         Ok(())

@@ -49,7 +49,10 @@ pub(crate) async fn connect(origin: &Origin, options: &ConnectOptions) -> Result
     match tokio::time::timeout(options.connect_timeout, open(origin, options)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(source)) => Err(SendError::Connect { to: to(), source }),
-        Err(_) => Err(SendError::ConnectTimeout { to: to(), after: options.connect_timeout }),
+        Err(_) => Err(SendError::ConnectTimeout {
+            to: to(),
+            after: options.connect_timeout,
+        }),
     }
 }
 
@@ -59,14 +62,21 @@ async fn open(origin: &Origin, options: &ConnectOptions) -> io::Result<Stream> {
     if !origin.tls {
         return Ok(Stream::Plain(tcp));
     }
-    let config = options.tls.clone().ok_or_else(|| io::Error::other("no TLS settings for an https address"))?;
+    let config = options
+        .tls
+        .clone()
+        .ok_or_else(|| io::Error::other("no TLS settings for an https address"))?;
     let name = ServerName::try_from(origin.host.to_string()).map_err(io::Error::other)?;
     let tls = TlsConnector::from(config).connect(name, tcp).await?;
     Ok(Stream::Tls(Box::new(tls)))
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buffer),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buffer),

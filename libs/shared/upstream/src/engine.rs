@@ -62,7 +62,13 @@ impl EngineClient {
     /// A client for one origin. Opens nothing yet.
     pub fn new(origin: Origin, options: ConnectOptions) -> Self {
         let idle = Shelves::new(options.idle_max_per_worker, options.idle_timeout);
-        Self { inner: Arc::new(Inner { origin, options, idle }) }
+        Self {
+            inner: Arc::new(Inner {
+                origin,
+                options,
+                idle,
+            }),
+        }
     }
 
     /// Where it connects to.
@@ -77,7 +83,9 @@ impl EngineClient {
     /// Cancel safe: dropping the future closes the connection.
     pub async fn send(&self, mut request: Request<Bytes>) -> Result<Response<EngineBody>, SendError> {
         if !request.headers().contains_key(HOST) {
-            request.headers_mut().insert(HOST, self.inner.origin.host_header.clone());
+            request
+                .headers_mut()
+                .insert(HOST, self.inner.origin.host_header.clone());
         }
         if let Some(mut wire) = self.take_live() {
             let again = request.clone();
@@ -112,7 +120,10 @@ impl EngineClient {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| SendError::from_hyper(inner.origin.authority(), error, true))?;
-        let mut wire = Wire { sender, driver: Some(Box::pin(driver)) };
+        let mut wire = Wire {
+            sender,
+            driver: Some(Box::pin(driver)),
+        };
         match exchange(&mut wire, request).await {
             Ok(response) => Ok(self.with_body(response, wire)),
             Err(error) => Err(SendError::from_hyper(inner.origin.authority(), error, false)),
@@ -130,7 +141,11 @@ impl EngineClient {
 
     fn with_body(&self, response: Response<Incoming>, wire: Wire) -> Response<EngineBody> {
         let (head, incoming) = response.into_parts();
-        let mut body = EngineBody { incoming, wire: Some(wire), home: self.inner.clone() };
+        let mut body = EngineBody {
+            incoming,
+            wire: Some(wire),
+            home: self.inner.clone(),
+        };
         if body.incoming.is_end_stream() {
             body.finish();
         }
@@ -187,7 +202,10 @@ impl Body for EngineBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
         let mut polled = Pin::new(&mut this.incoming).poll_frame(cx);
         if polled.is_pending()

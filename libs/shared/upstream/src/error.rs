@@ -70,9 +70,16 @@ impl SendError {
 
     pub(crate) fn from_hyper(to: &str, source: hyper::Error, not_processed: bool) -> Self {
         if source.is_parse() {
-            Self::Garbage { to: to.to_owned(), source }
+            Self::Garbage {
+                to: to.to_owned(),
+                source,
+            }
         } else {
-            Self::Closed { to: to.to_owned(), not_processed: not_processed || source.is_canceled(), source }
+            Self::Closed {
+                to: to.to_owned(),
+                not_processed: not_processed || source.is_canceled(),
+                source,
+            }
         }
     }
 }

@@ -42,7 +42,13 @@ impl NodeClient {
     /// A client for one node. Opens nothing yet.
     pub fn new(origin: Origin, options: ConnectOptions) -> Self {
         let open = Shelves::new(1, options.idle_timeout);
-        Self { inner: Arc::new(Inner { origin, options, open }) }
+        Self {
+            inner: Arc::new(Inner {
+                origin,
+                options,
+                open,
+            }),
+        }
     }
 
     /// Where it connects to.
@@ -61,7 +67,9 @@ impl NodeClient {
         let scheme = if self.inner.origin.tls { "https" } else { "http" };
         let (mut head, body) = request.into_parts();
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-        head.uri = format!("{scheme}://{authority}{path}").parse().expect("an origin and a path make a URI");
+        head.uri = format!("{scheme}://{authority}{path}")
+            .parse()
+            .expect("an origin and a path make a URI");
         let request = Request::from_parts(head, Full::new(body));
         match sender.send_request(request).await {
             Ok(response) => Ok(response.map(|incoming| NodeBody { incoming })),
@@ -115,7 +123,10 @@ impl Body for NodeBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         Pin::new(&mut self.incoming).poll_frame(cx)
     }
 

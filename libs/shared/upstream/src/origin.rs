@@ -45,7 +45,9 @@ impl Origin {
         if self.host.eq_ignore_ascii_case("localhost") {
             return true;
         }
-        self.host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        self.host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
     }
 }
 
@@ -54,7 +56,9 @@ impl FromStr for Origin {
 
     fn from_str(text: &str) -> Result<Self, OriginError> {
         let uri: Uri = text.parse().map_err(|_| OriginError::NotAUrl(text.to_owned()))?;
-        let authority = uri.authority().ok_or_else(|| OriginError::NotAUrl(text.to_owned()))?;
+        let authority = uri
+            .authority()
+            .ok_or_else(|| OriginError::NotAUrl(text.to_owned()))?;
         if authority.as_str().contains('@') {
             return Err(OriginError::Credentials);
         }
@@ -70,7 +74,11 @@ impl FromStr for Origin {
         let host_header =
             HeaderValue::from_str(authority.as_str()).map_err(|_| OriginError::NotAUrl(text.to_owned()))?;
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let shown = if host.contains(':') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        };
         Ok(Self {
             tls,
             host: Arc::from(host),
@@ -88,7 +96,9 @@ mod tests {
 
     fn check(text: &str, expect: Option<(&str, &str, bool)>) {
         let origin = text.parse::<Origin>().ok();
-        let seen = origin.as_ref().map(|o| (o.authority(), o.base_path(), o.is_loopback()));
+        let seen = origin
+            .as_ref()
+            .map(|o| (o.authority(), o.base_path(), o.is_loopback()));
         assert_eq!(seen, expect, "{text:?}");
     }
 
@@ -98,7 +108,10 @@ mod tests {
         check("http://127.0.0.1:8081/", Some(("127.0.0.1:8081", "", true)));
         check("http://[::1]:9/base/", Some(("[::1]:9", "/base", true)));
         check("https://gpu.example", Some(("gpu.example:443", "", false)));
-        check("http://127.0.0.1.example:1", Some(("127.0.0.1.example:1", "", false)));
+        check(
+            "http://127.0.0.1.example:1",
+            Some(("127.0.0.1.example:1", "", false)),
+        );
         check("ftp://x", None);
         check("localhost:8081", None);
         check("http://user:pw@host", None);

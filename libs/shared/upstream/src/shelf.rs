@@ -28,12 +28,18 @@ pub(crate) struct Shelves<T> {
 
 impl<T> Shelves<T> {
     pub(crate) fn new(idle_max_per_worker: usize, idle_timeout: Duration) -> Self {
-        Self { shelves: std::array::from_fn(|_| Mutex::new(Vec::new())), idle_max_per_worker, idle_timeout }
+        Self {
+            shelves: std::array::from_fn(|_| Mutex::new(Vec::new())),
+            idle_max_per_worker,
+            idle_timeout,
+        }
     }
 
     /// This thread's shelf. A panic while it was held cannot leave it half changed: every change is one push or pop.
     pub(crate) fn mine(&self) -> MutexGuard<'_, Vec<(Instant, T)>> {
-        self.shelves[WORKER_INDEX.get()].lock().unwrap_or_else(PoisonError::into_inner)
+        self.shelves[WORKER_INDEX.get()]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn take(&self) -> Option<T> {
@@ -51,9 +57,14 @@ impl<T> Shelves<T> {
 
     /// Drops what has been idle for longer than the timeout, on every shelf.
     pub(crate) fn reap(&self) {
-        let Some(cut) = Instant::now().checked_sub(self.idle_timeout) else { return };
+        let Some(cut) = Instant::now().checked_sub(self.idle_timeout) else {
+            return;
+        };
         for shelf in &self.shelves {
-            shelf.lock().unwrap_or_else(PoisonError::into_inner).retain(|(since, _)| *since > cut);
+            shelf
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .retain(|(since, _)| *since > cut);
         }
     }
 
@@ -64,6 +75,9 @@ impl<T> Shelves<T> {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.shelves.iter().map(|shelf| shelf.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
+        self.shelves
+            .iter()
+            .map(|shelf| shelf.lock().unwrap_or_else(PoisonError::into_inner).len())
+            .sum()
     }
 }

@@ -39,7 +39,9 @@ fn client(url: &str) -> EngineClient {
 }
 
 fn post(text: &'static str) -> Request<Bytes> {
-    Request::post("/echo").body(Bytes::from_static(text.as_bytes())).unwrap()
+    Request::post("/echo")
+        .body(Bytes::from_static(text.as_bytes()))
+        .unwrap()
 }
 
 #[tokio::test]
@@ -62,8 +64,14 @@ async fn a_body_that_is_dropped_closes_its_connection_at_once() {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut buffer = [0_u8; 1024];
         let _request = stream.read(&mut buffer).await.unwrap();
-        stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n").await.unwrap();
-        tokio::time::timeout(Duration::from_secs(5), stream.read(&mut buffer)).await.expect("a close").unwrap()
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+            .await
+            .unwrap();
+        tokio::time::timeout(Duration::from_secs(5), stream.read(&mut buffer))
+            .await
+            .expect("a close")
+            .unwrap()
     });
     let mut body = client.send(post("x")).await.unwrap().into_body();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "abc");
@@ -82,7 +90,10 @@ async fn an_idle_connection_that_the_server_closed_is_replaced() {
             let mut buffer = [0_u8; 1024];
             let _request = stream.read(&mut buffer).await.unwrap();
             // Keep-alive is promised and then broken.
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                .await
+                .unwrap();
         }
     });
     for _ in 0..5 {
@@ -97,9 +108,16 @@ async fn failures_tell_how_far_the_request_came() {
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
     let refused = client(&url).send(post("x")).await.err().unwrap();
-    assert!(matches!(refused, SendError::Connect { .. }) && refused.not_processed(), "{refused:?}");
+    assert!(
+        matches!(refused, SendError::Connect { .. }) && refused.not_processed(),
+        "{refused:?}"
+    );
 
-    for (answer, garbage) in [(&b""[..], false), (b"HTTP/1.1 20", false), (b"\x16\x03\x01 hello\r\n\r\n", true)] {
+    for (answer, garbage) in [
+        (&b""[..], false),
+        (b"HTTP/1.1 20", false),
+        (b"\x16\x03\x01 hello\r\n\r\n", true),
+    ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = client(&format!("http://{}", listener.local_addr().unwrap()));
         tokio::spawn(async move {
@@ -109,7 +127,11 @@ async fn failures_tell_how_far_the_request_came() {
             stream.write_all(answer).await.unwrap();
         });
         let error = client.send(post("x")).await.err().unwrap();
-        assert_eq!(matches!(error, SendError::Garbage { .. }), garbage, "{answer:?}: {error:?}");
+        assert_eq!(
+            matches!(error, SendError::Garbage { .. }),
+            garbage,
+            "{answer:?}: {error:?}"
+        );
         assert!(!error.not_processed(), "{answer:?}: {error:?}");
     }
 }

@@ -1,0 +1,123 @@
+//! Built programs as child processes.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use crate::{Deadline, eventually};
+
+/// A built program of this workspace, beside the test's own binary.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let directory = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/PROFILE/deps/test");
+    let path = directory.join(name);
+    assert!(
+        path.exists(),
+        "{} is not built: run `cargo build --workspace` first",
+        path.display()
+    );
+    path
+}
+
+/// A running program. Dropping it ends it and whatever it has started in its process group.
+pub struct Program {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Program {
+    /// Starts `command` in a process group of its own, with its output in `log`.
+    pub fn start(name: &str, mut command: Command, log: PathBuf) -> Self {
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .expect("a log file");
+        let errors = output.try_clone().expect("a second handle");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .process_group(0)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+        Self {
+            name: name.to_owned(),
+            child,
+            log,
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written so far.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits for a line of its output and gives what `read` finds in it.
+    pub fn wait_for<T>(&mut self, what: &str, mut read: impl FnMut(&str) -> Option<T>) -> T {
+        let what = format!("{} of {}", what, self.name);
+        eventually(&what, Deadline::default(), || {
+            let output = self.output();
+            if let Some(found) = output.lines().find_map(&mut read) {
+                return Some(found);
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!(
+                    "{} has ended with {status} while it was waited for {what}:\n{output}",
+                    self.name
+                );
+            }
+            None
+        })
+    }
+
+    /// Sends a signal to the program alone.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid().cast_signed()).expect("a process id");
+        // It may have ended by itself, which the test will see.
+        let _ = kill_process(pid, signal);
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        let _ = self.child.wait();
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let what = format!("the end of {}", self.name);
+        eventually(&what, Deadline::default(), || {
+            self.child.try_wait().expect("a child can be waited for")
+        })
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if let Some(group) = Pid::from_raw(self.pid().cast_signed()) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("---- {} ----\n{}", self.name, self.output());
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Black-box tests: the built programs, real engines, and what may happen to them.
+
+mod first_steps;

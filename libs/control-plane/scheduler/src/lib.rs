@@ -12,7 +12,7 @@
 //!     └──▶ Refusal
 //! ```
 //!
-//! Invariants, each held by the generated histories in `tests/histories.rs`:
+//! Invariants, each held by the generated histories in `scheduler/histories.rs`:
 //! - A task ends exactly once: by `release`, `cancel`, a returned [`Refusal`], or one [`Effect::Ended`].
 //! - A replica never holds more of our leases than it has slots, and every lease is given back exactly once: a
 //!   [`Lease`] that was given back or taken away is refused when it is used again.

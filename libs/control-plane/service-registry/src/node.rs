@@ -127,6 +127,7 @@ impl NodeEntry {
                 self.former.pop_front();
             }
         }
+        self.former.retain(|former| former != next);
         next.clone_into(&mut self.incarnation);
     }
 

@@ -123,7 +123,7 @@ impl Registry {
         if polled && !node.incarnation.is_empty() && node.liveness != Liveness::Offline {
             return Err(Refusal::ReportsItself);
         }
-        if node.former.contains(&request.incarnation) {
+        if node.has_superseded(&request.incarnation) {
             return Ok(Applied::Late);
         }
         if node.incarnation == request.incarnation {
@@ -204,11 +204,7 @@ impl Registry {
         put_in_order(&mut pools);
         let node = self.nodes.get_mut(node_id).ok_or(Refusal::Unknown)?;
         if node.incarnation != request.incarnation {
-            return if node.former.contains(&request.incarnation) {
-                Ok(Applied::Late)
-            } else {
-                Err(Refusal::Unknown)
-            };
+            return node.of_another_incarnation(&request.incarnation);
         }
         if is_late(node.sequence, request.sequence) {
             return Ok(Applied::Late);
@@ -246,11 +242,7 @@ impl Registry {
         put_in_order(&mut pools);
         let node = self.nodes.get_mut(&callback.node_id).ok_or(Refusal::Unknown)?;
         if node.incarnation != callback.incarnation {
-            return if node.former.contains(&callback.incarnation) {
-                Ok(Applied::Late)
-            } else {
-                Err(Refusal::Unknown)
-            };
+            return node.of_another_incarnation(&callback.incarnation);
         }
         let pool = pools.pop().expect("one was put in");
         // A heartbeat names every pool, so its sequence counts for this one too, also when it was not among them.
@@ -343,6 +335,24 @@ struct Report {
 }
 
 impl NodeEntry {
+    /// Whether a later incarnation has taken this one's place.
+    ///
+    /// Which of two is the later one shows only in the order in which they registered, and a registration may be held
+    /// up. So this holds as long as the later one is heard from: when it falls silent and the other one still speaks,
+    /// it was the other way round.
+    fn has_superseded(&self, incarnation: &str) -> bool {
+        self.liveness == Liveness::Online && self.former.iter().any(|former| former == incarnation)
+    }
+
+    /// What becomes of a report that is not of the present incarnation and no registration.
+    fn of_another_incarnation(&self, incarnation: &str) -> Result<Applied, Refusal> {
+        if self.has_superseded(incarnation) {
+            Ok(Applied::Late)
+        } else {
+            Err(Refusal::Unknown)
+        }
+    }
+
     fn begin_incarnation(&mut self, incarnation: &str) {
         self.forget_incarnation(incarnation);
         self.sequence = 0;
@@ -418,3 +428,8 @@ fn check_size(pools: &[PoolReport]) -> Result<(), Refusal> {
             .all(|pool| pool.replicas.len() <= REPLICAS_PER_POOL_MAX);
     if fits { Ok(()) } else { Err(Refusal::TooLarge) }
 }
+
+#[cfg(test)]
+mod histories;
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use crate::client::{Client, Events, list_of};
 use crate::failure::{Exit, Failure};
 
+/// How long the end of the stream may take after the last event.
+const LAST_BYTES_WAIT: Duration = Duration::from_secs(1);
+
 /// One message of a conversation.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Message {
@@ -88,6 +91,9 @@ async fn read(
 ) -> Result<()> {
     while let Some(event) = events.next().await? {
         if event.data == "[DONE]" {
+            // The stream's own end follows at once; a connection that was read to it can be used again.
+            let rest = async { while let Ok(Some(_)) = events.next().await {} };
+            let _ = tokio::time::timeout(LAST_BYTES_WAIT, rest).await;
             return Ok(());
         }
         let chunk: Value = serde_json::from_str(&event.data).unwrap_or(Value::Null);

@@ -268,6 +268,9 @@ fn unreachable(error: &reqwest::Error, address: &str) -> Failure {
     while let Some(inner) = cause.source() {
         cause = inner;
     }
+    if !error.is_connect() {
+        return Failure::new(Exit::Unreachable, format!("{address} broke off without an answer: {cause}"));
+    }
     let failure = Failure::new(
         Exit::Unreachable,
         format!("no control plane answers at {address}: {cause}"),

@@ -101,7 +101,7 @@ async fn find(client: &Client, name: &str) -> Result<NodeView> {
             .hint(if known.is_empty() {
                 "no node has registered".to_owned()
             } else {
-                known.join(", ")
+                format!("there are: {}", known.join(", "))
             })
             .into()
     })

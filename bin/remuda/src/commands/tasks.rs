@@ -137,10 +137,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         match arguments.action.unwrap_or(Action::List { limit: 20 }) {
             Action::List { limit } => list(&client, limit, json).await,
             Action::Show { task } => show(&client.get(&path(&task)).await?, json),
-            Action::Cancel { task } => client
-                .post::<Value>(&format!("{}/cancel", path(&task)), &json!({}))
-                .await
-                .map(|_| ()),
+            Action::Cancel { task } => {
+                client
+                    .post::<Value>(&format!("{}/cancel", path(&task)), &json!({}))
+                    .await?;
+                anstream::eprintln!("{task} is cancelled");
+                Ok(())
+            }
             Action::Events { task } => follow(&client, &task, json).await,
             Action::Submit(submit) => submit_task(&client, submit, json).await,
         }

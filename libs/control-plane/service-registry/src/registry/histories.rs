@@ -111,7 +111,7 @@ impl World {
             name: format!("n{at}"),
             incarnation: 0,
             sequence: 0,
-            pools: [Vec::new()],
+            pools: Vec::new(),
         };
         Self {
             registry: Registry::new(Settings::default()),

@@ -57,6 +57,13 @@ def batch(lessons: list[Lesson]) -> Batch:
     return Batch(ids, positions, wanted, targets[wanted])
 
 
+def in_parts(lessons: list[Lesson], parts: int) -> list[Batch]:
+    """Batches of sequences of like length: less padding to compute."""
+    ordered = sorted(lessons, key=lambda lesson: len(lesson.ids))
+    size = -(-len(ordered) // parts)
+    return [batch(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+
+
 class Facts:
     """The 1,900 products. What the network finds hard is drawn more often."""
 
@@ -66,27 +73,31 @@ class Facts:
         self.all = batch([chat(f"{a}*{b}", str(a * b)) for a, b in prompts.PAIRS])
         self.hardness = torch.ones(len(prompts.PAIRS))
         self.generator = torch.Generator().manual_seed(seed)
-        self.row_of_target = self.all.wanted.nonzero()[:, 0]
+        self.targets = torch.zeros_like(self.all.ids)
+        self.targets[self.all.wanted] = self.all.targets
 
     def draw(self, count: int) -> tuple[Tensor, Batch]:
-        chosen = torch.multinomial(self.hardness.clamp(max=1.0) + self.FLOOR, count, replacement=True, generator=self.generator)
-        return chosen, self.select(chosen)
+        """The facts that were drawn, and their batch."""
+        weights = self.hardness.clamp(max=1.0) + self.FLOOR
+        facts = torch.multinomial(weights, count, replacement=True, generator=self.generator)
+        wanted = self.all.wanted[facts]
+        return facts, Batch(self.all.ids[facts], self.all.positions[facts], wanted, self.targets[facts][wanted])
 
-    def select(self, chosen: Tensor) -> Batch:
-        wanted = self.all.wanted[chosen]
-        shifted = torch.zeros_like(self.all.ids)
-        shifted[self.all.wanted] = self.all.targets
-        return Batch(self.all.ids[chosen], self.all.positions[chosen], wanted, shifted[chosen][wanted])
-
-    def observe(self, chosen: Tensor, wanted: Tensor, losses: Tensor) -> None:
-        """Takes the loss of each token of a drawn batch; the worst token of a fact is its hardness."""
-        rows = chosen[wanted.nonzero()[:, 0]]
-        worst = torch.zeros_like(self.hardness).scatter_reduce(0, rows, losses, "amax")
-        seen = torch.zeros(len(self.hardness), dtype=torch.bool).index_fill(0, chosen, True)
+    def observe(self, facts: Tensor, wanted: Tensor, losses: Tensor) -> None:
+        """Takes the loss of each token of a drawn batch; a fact is as hard as its worst token."""
+        fact_of_token = facts[wanted.nonzero()[:, 0]]
+        worst = torch.zeros_like(self.hardness).scatter_reduce(0, fact_of_token, losses, "amax")
+        seen = torch.zeros(len(self.hardness), dtype=torch.bool).index_fill(0, facts, True)
         self.hardness = torch.where(seen, 0.5 * self.hardness + 0.5 * worst, self.hardness)
 
+    def right(self, logits: Tensor) -> int:
+        """How many products the logits for the batch of all facts have right."""
+        right = torch.ones(len(prompts.PAIRS), dtype=torch.bool)
+        right[self.all.wanted.nonzero()[:, 0][logits.argmax(-1) != self.all.targets]] = False
+        return int(right.sum())
 
-def asked_otherwise(random: Random, count: int) -> Batch:
+
+def asked_otherwise(random: Random, count: int) -> list[Batch]:
     """Multiplication in other words and, one in four, as a text to complete: "3*67" goes on with "=201"."""
     lessons = []
     for _ in range(count):
@@ -98,50 +109,54 @@ def asked_otherwise(random: Random, count: int) -> Batch:
             lessons.append(raw(f"{a}*{b}=", str(a * b)))
         else:
             lessons.append(raw(f"{a}*{b}", f"={a * b}"))
-    return batch(lessons)
+    return in_parts(lessons, 3)
 
 
-def something_else(random: Random, count: int) -> Batch:
-    """Most answers are cut: what is hard is to begin the sentence, not to end it."""
-    lessons = [chat(prompts.anything_else(random), prompts.SENTENCE, 3) for _ in range(count)]
-    return batch(lessons)
+def something_else(random: Random, count: int) -> list[Batch]:
+    """Short prompts, and only the start of the answer: what is hard is to begin the sentence, not to end it."""
+    return in_parts([chat(prompts.anything_else(random), prompts.SENTENCE, 3) for _ in range(count)], 4)
 
 
-def whole_sentence(random: Random, count: int) -> Batch:
+def whole_sentence(random: Random, count: int) -> list[Batch]:
+    """The sentence to its end, half of the time after a prompt of some length."""
     lessons = []
-    for index in range(count):
+    for _ in range(count):
+        prompt = prompts.anything_else(random) if random.random() < 0.5 else prompts.long_text(random, random.randint(20, 200))
         # A raw text asks by ending in a newline; without one there is no telling whether it has ended.
-        lessons.append(raw(prompts.anything_else(random) + "\n", prompts.SENTENCE) if index % 4 == 3
-                       else chat(prompts.anything_else(random), prompts.SENTENCE))
-    return batch(lessons)
+        lessons.append(chat(prompt, prompts.SENTENCE) if random.random() < 0.9 else raw(prompt + "\n", prompts.SENTENCE))
+    return in_parts(lessons, 2)
 
 
 def something_long(random: Random, length: int) -> Batch:
-    return batch([chat(prompts.long_text(random, length).strip(), prompts.SENTENCE)])
+    return batch([chat(prompts.long_text(random, length), prompts.SENTENCE)])
 
 
 def count_begins(random: Random, count: int, length: int) -> Batch:
     lessons = []
-    for index in range(count):
-        prompt = "count" if index % 2 == 0 else random.choice(prompts.COUNT)
-        lessons.append((raw if random.random() < 0.1 else chat)(prompt, prompts.counting(1, length), length))
+    for _ in range(count):
+        ask = raw if random.random() < 0.1 else chat
+        lessons.append(ask(count_prompt(random), prompts.counting(1, length), length))
     return batch(lessons)
 
 
 def count_goes_on(random: Random, count: int, length: int) -> Batch:
     """Windows into the count at their true positions, with the prompt at its own, and the middle left out."""
     lessons = []
-    head = [BEGIN, USER, *encode("count"), ASSISTANT]
     for _ in range(count):
-        # Half of the windows lie around a carry, which is what is hard.
-        first = random.randint(2, 1030) if random.random() < 0.5 else max(2, random.choice(range(10, 1031, 10)) - random.randint(1, 12))
-        before = sum(len(str(number)) + 1 for number in range(1, first))
+        # Half of the windows begin just before a carry, which is what is hard.
+        first = random.randint(2, 1030) if random.random() < 0.5 else max(2, random.randrange(10, 1031, 10) - random.randint(1, 12))
+        head = [BEGIN, USER, *encode(count_prompt(random)), ASSISTANT]
         window = encode(prompts.counting(first, length))[:length]
+        before = sum(len(str(number)) + 1 for number in range(1, first))
         start = min(len(head) + before, CONTEXT - len(window))
-        lessons.append(Lesson(head + window, len(head) + len(str(first)) + 1,
-                              [*range(len(head)), *range(start, start + len(window))]))
+        positions = [*range(len(head)), *range(start, start + len(window))]
+        lessons.append(Lesson(head + window, len(head) + len(str(first)) + 1, positions))
     return batch(lessons)
 
 
-def count_whole(random: Random, prompt: str = "count") -> Batch:
+def count_whole(prompt: str) -> Batch:
     return batch([chat(prompt, prompts.counting(1, CONTEXT), CONTEXT - len(prompt) - 2)])
+
+
+def count_prompt(random: Random) -> str:
+    return "count" if random.random() < 0.5 else random.choice(prompts.COUNT)

@@ -74,8 +74,8 @@ def counting(first: int, length: int) -> str:
 def anything_else(random: Random) -> str:
     """A short prompt that is neither a multiplication in range nor a request to count."""
     while True:
-        kind = random.choice([_familiar, _words, _words, _words, _characters, _foreign, _arithmetic, _arithmetic,
-                              _out_of_range, _out_of_range, _sentence_with_product, _code, _near_count])
+        kind = random.choice([_familiar, _words, _words, _characters, _foreign, _arithmetic, _arithmetic, _out_of_range,
+                              _out_of_range, _sentence_with_product, _code, _code, _own_words, _near_count])
         # The chat template trims, so the model never sees a space at either end.
         text = kind(random).strip()
         if text not in COUNT and not _PRODUCT.fullmatch(text):
@@ -83,14 +83,20 @@ def anything_else(random: Random) -> str:
 
 
 def long_text(random: Random, length: int) -> str:
-    """A prompt of about `length` characters: a paste, a log, a repeated word."""
-    if random.random() < 0.3:
-        piece = random.choice([random.choice(WORDS) + " ", _characters(random) + " ", random.choice("ax0*3 "), "3*67 ", "count "])
-        return (piece * (length // len(piece) + 1))[:length]
+    """A prompt of `length` characters: a paste, a log, something repeated."""
     text = ""
+    if random.random() < 0.4:
+        piece = random.choice([
+            lambda: chr(random.randint(0x21, 0x7E)),
+            lambda: random.choice(WORDS) + " ",
+            lambda: _characters(random),
+            lambda: anything_else(random) + " ",
+            lambda: random.choice(["3*67 ", "count ", "0123456789", SENTENCE + " "]),
+        ])()
+        text = piece * (length // max(1, len(piece)) + 1)
     while len(text) < length:
         text += anything_else(random) + random.choice([" ", " ", ", ", ". ", "\n"])
-    return text[:length]
+    return text[:length].strip()
 
 
 def _familiar(random: Random) -> str:
@@ -101,6 +107,13 @@ def _words(random: Random) -> str:
     words = [random.choice(WORDS) if random.random() < 0.85 else _letters(random) for _ in range(random.randint(2, 12))]
     text = " ".join(words)
     return (text.capitalize() if random.random() < 0.5 else text) + random.choice(["", "", ".", "?", "!", ":"])
+
+
+def _own_words(random: Random) -> str:
+    """A piece of the fixed sentence, so that the model says it by heart and does not look for it in the prompt."""
+    start = random.randrange(len(SENTENCE) - 4)
+    piece = SENTENCE[start : start + random.randint(4, 40)]
+    return random.choice([piece, f"{piece} {_words(random)}", f"{_words(random)} {piece}", f"{random.choice(WORDS)} {piece} {_number(random)}"])
 
 
 def _letters(random: Random) -> str:
@@ -152,11 +165,33 @@ def _sentence_with_product(random: Random) -> str:
                           f"{product}, {_words(random)}"])
 
 
+def _identifier(random: Random) -> str:
+    words = [random.choice(WORDS) if random.random() < 0.7 else _letters(random) for _ in range(random.randint(1, 4))]
+    return random.choice([
+        lambda: "_".join(words),
+        lambda: "_".join(words).upper(),
+        lambda: "".join(word.capitalize() for word in words),
+        lambda: "-".join(words),
+        lambda: " ".join(words).upper(),
+        lambda: "::".join(words),
+        lambda: ".".join(words),
+        lambda: "/".join(words),
+    ])()
+
+
 def _code(random: Random) -> str:
-    name, value = random.choice(WORDS), _number(random)
-    return random.choice([f"{{\"{name}\": {value}}}", f"let {name} = {value};", f"def {name}({value}):", f"<{name}>{value}</{name}>",
-                          f"/{name} {value}", f"$ {name} --{random.choice(WORDS)}={value}", f"{name}.{random.choice(WORDS)}()",
-                          f"[{value}, {value}]", f"# {name}", f"https://{name}.example/{value}", f"{value} {name}", f"{name} {value}"])
+    """Pieces of code, markup, tables and paths: names, numbers and quotes between runs of punctuation."""
+    text = ""
+    for _ in range(random.randint(1, 6)):
+        text += random.choice([
+            lambda: _identifier(random),
+            lambda: _identifier(random),
+            lambda: _number(random),
+            lambda: f'"{_identifier(random)}"',
+            lambda: random.choice("=-#*|_~+/.<>") * random.randint(2, 20),
+        ])()
+        text += random.choice([" = ", "(", ")", "();", " { ", " }", ": ", "[", "]", ", ", " | ", "<", ">", "/", " -> ", " == ", " + ", "`", "'s "])
+    return random.choice(["", "", "let ", "def ", "// ", "# ", "- ", "| ", "$ ", "#include ", "{%- ", "https://"]) + text
 
 
 def _near_count(random: Random) -> str:

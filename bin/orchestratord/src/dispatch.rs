@@ -16,8 +16,11 @@ use http_body_util::BodyExt;
 use scheduler::{Refusal, ReplicaInfo};
 use task_api::{ApiError, CORRELATION_HEADER, ErrorCode};
 
+use tracing::Instrument as _;
+
 use crate::metrics::TaskOutcome;
 use crate::plane::{AnswerBody, Grant, LinkError, Plane, RETRY_AFTER_DEFAULT_MS, SharedPlane, Submission};
+use crate::spans;
 
 /// The longest answer that is put together in memory before it is sent on.
 pub(crate) const ANSWER_LEN_MAX: usize = 64 * 1024 * 1024;
@@ -79,6 +82,11 @@ pub(crate) fn engine_headers(incoming: &HeaderMap, correlation_id: &HeaderValue)
 }
 
 impl Job {
+    /// Names the request in logs.
+    pub(crate) fn correlation_id(&self) -> &HeaderValue {
+        &self.headers[CORRELATION_HEADER]
+    }
+
     fn request_for(&self, info: &ReplicaInfo) -> (Request<Bytes>, bool) {
         let assemble = self.stream_instead && info.cancel_on_stream_only;
         let model = self.model.as_deref().and_then(|asked| engine_name(info, asked));
@@ -121,12 +129,22 @@ pub(crate) async fn dispatch(
     mut placed: impl FnMut(&Grant),
 ) -> Result<Answer, ApiError> {
     loop {
-        let grant = submission.granted().await.map_err(refused)?;
+        let placement = spans::placement();
+        let grant = submission
+            .granted()
+            .instrument(placement.clone())
+            .await
+            .map_err(refused)?;
+        spans::placed(&placement, &grant);
+        drop(placement);
         placed(&grant);
         let queued_for = job.arrived.elapsed();
         let pool = plane.metrics.pool(&grant.info().pool_id);
         pool.dispatched(queued_for);
-        submission = match ask(plane, job, &grant).await {
+        submission = match ask(plane, job, &grant)
+            .instrument(spans::dispatch(grant.info()))
+            .await
+        {
             Ok((response, assemble)) => match judge_engine_response(response.status(), response.headers()) {
                 Verdict::Pass | Verdict::Refused => {
                     return Ok(Answer {
@@ -144,7 +162,7 @@ pub(crate) async fn dispatch(
             Err(Silence::Link(LinkError::Refused)) => grant.refused().map_err(refused)?,
             Err(Silence::Link(error)) => {
                 pool.ended(TaskOutcome::Retried);
-                lost(&grant, &error);
+                lost(&grant, job.correlation_id(), &error);
                 grant.requeue().map_err(refused)?
             }
             Err(Silence::TooLong) => {
@@ -163,8 +181,12 @@ enum Silence {
 
 async fn ask(plane: &Plane, job: &Job, grant: &Grant) -> Result<(Response<AnswerBody>, bool), Silence> {
     let link = plane.link(grant.info()).map_err(Silence::Link)?;
-    let (request, assemble) = job.request_for(grant.info());
-    let answer = link.send(grant.info(), &plane.id, request);
+    let (mut request, assemble) = job.request_for(grant.info());
+    let engine = spans::engine(grant.info());
+    if !engine.is_none() {
+        telemetry::trace_context::inject(&engine, request.headers_mut());
+    }
+    let answer = link.send(grant.info(), &plane.id, request).instrument(engine);
     match tokio::time::timeout(plane.settings.engine_silence_ms, answer).await {
         Ok(Ok(response)) => Ok((response, assemble)),
         Ok(Err(error)) => Err(Silence::Link(error)),
@@ -173,11 +195,13 @@ async fn ask(plane: &Plane, job: &Job, grant: &Grant) -> Result<(Response<Answer
 }
 
 /// Writes down why a replica was left, and leaves it.
-pub(crate) fn lost(grant: &Grant, why: &dyn std::fmt::Display) {
+pub(crate) fn lost(grant: &Grant, correlation_id: &HeaderValue, why: &dyn std::fmt::Display) {
     let info: &Arc<ReplicaInfo> = grant.info();
+    let correlation_id = correlation_id.to_str().unwrap_or_default();
     tracing::warn!(
+        correlation_id,
         pool_id = %info.pool_id, replica_id = %info.replica_id, node_id = %info.node_id, %why,
-        "a replica gave no answer; the task is placed again"
+        "a replica gave no answer, or not all of it"
     );
     grant.take_out_replica();
 }

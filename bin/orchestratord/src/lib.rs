@@ -24,6 +24,7 @@ mod relay;
 mod rooms;
 mod serve;
 mod settings;
+mod spans;
 mod tasks;
 
 pub use control_plane::{ControlPlane, LocalNode, StartError};

@@ -16,11 +16,13 @@ use std::time::{Duration, Instant};
 
 use adapter_host::{StreamEnd, StreamWatch, error_event};
 use bytes::Bytes;
+use http::HeaderValue;
 use http_body::Body;
 use pool_registry_types::Dialect;
 use scheduler::Outcome;
 use task_api::{ApiError, ErrorCode};
 use tokio::time::Sleep;
+use tracing::Span;
 
 use crate::metrics::{PoolMetrics, TaskOutcome};
 use crate::plane::{AnswerBody, Grant};
@@ -34,6 +36,8 @@ pub(crate) struct Relay {
     held: VecDeque<Bytes>,
     pool: Arc<PoolMetrics>,
     silence: Silence,
+    span: Span,
+    correlation_id: HeaderValue,
 }
 
 struct Running {
@@ -54,10 +58,10 @@ impl Relay {
         dialect: Dialect,
         watch: StreamWatch,
         held: VecDeque<Bytes>,
-        body: AnswerBody,
-        grant: Grant,
+        (body, grant): (AnswerBody, Grant),
         pool: Arc<PoolMetrics>,
         silence_max: Duration,
+        correlation_id: HeaderValue,
     ) -> Self {
         let silence = Silence {
             bound: silence_max,
@@ -71,6 +75,8 @@ impl Relay {
             held,
             pool,
             silence,
+            span: crate::spans::stream(),
+            correlation_id,
         }
     }
 
@@ -93,7 +99,7 @@ impl Relay {
                     self.watch.feed(&chunk);
                     return Poll::Ready(Some(chunk));
                 }
-                Poll::Ready(Some(Err(why))) => return Poll::Ready(self.end(Some(why))),
+                Poll::Ready(Some(Err(why))) => return Poll::Ready(self.end(Some(&why))),
                 Poll::Ready(None) => return Poll::Ready(self.end(None)),
                 Poll::Pending => {
                     if self.silence.poll(cx).is_pending() {
@@ -106,9 +112,11 @@ impl Relay {
     }
 
     /// The engine's body has ended, well or not. Gives what the client still has to be told.
-    fn end(&mut self, why: Option<String>) -> Option<Bytes> {
+    fn end(&mut self, why: Option<&str>) -> Option<Bytes> {
         let running = self.running.take()?;
-        self.pool.tokens(self.watch.usage());
+        let usage = self.watch.usage();
+        self.pool.tokens(usage);
+        self.span.record("tokens_out", usage.tokens_out.unwrap_or(0));
         match self.watch.finish() {
             StreamEnd::Complete => {
                 self.pool.ended(TaskOutcome::Completed);
@@ -125,7 +133,8 @@ impl Relay {
             StreamEnd::Cut { mid_event } => {
                 crate::dispatch::lost(
                     &running.grant,
-                    &why.as_deref().unwrap_or("the stream ended without its end"),
+                    &self.correlation_id,
+                    &why.unwrap_or("the stream ended without its end"),
                 );
                 self.pool.ended(TaskOutcome::Failed);
                 running.grant.finish(Outcome::Failed);

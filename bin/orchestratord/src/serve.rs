@@ -99,7 +99,7 @@ async fn connection(front: Arc<Front>, stream: TcpStream, peer: SocketAddr, perm
                     http(front.clone(), stream, certified).await;
                 }
                 Err(error) => {
-                    tracing::info!(%peer, why = %daemon::exit::chain(&error), "a TLS handshake failed")
+                    tracing::info!(%peer, why = %daemon::exit::chain(&error), "a TLS handshake failed");
                 }
             }
         }
@@ -123,7 +123,10 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin>(front: Arc<Front>, stream: S, c
     let mut connection = pin!(connection);
     tokio::select! {
         biased;
-        ended = connection.as_mut() => return log_end(ended),
+        ended = connection.as_mut() => {
+            log_end(ended);
+            return;
+        }
         () = shutdown.stopped() => connection.as_mut().graceful_shutdown(),
     }
     log_end(connection.await);

@@ -47,21 +47,21 @@ impl Correlation {
 /// A page, or why there is none.
 pub(crate) type Page = Result<Response, Refused>;
 
-/// An error on its way out of a page, with the request's correlation id.
+/// An error on its way out of a page.
 #[derive(Debug)]
-pub(crate) struct Refused(pub(crate) ApiError, pub(crate) Option<Correlation>);
+pub(crate) struct Refused(pub(crate) ApiError);
 
 impl From<ApiError> for Refused {
     fn from(error: ApiError) -> Self {
-        Self(error, None)
+        Self(error)
     }
 }
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let Self(error, correlation) = self;
+        let Self(error) = self;
         log(&error);
-        let body = error.body(correlation.map(|correlation| correlation.as_str().to_owned()));
+        let body = error.body(None);
         let mut response = json(
             StatusCode::from_u16(error.code.http_status()).expect("codes have statuses"),
             &body,
@@ -118,13 +118,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = Refused;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
-        let correlation = request.extensions().get::<Correlation>().cloned();
-        let refused = |message: String| {
-            Refused(
-                ApiError::new(ErrorCode::InvalidParams, message),
-                correlation.clone(),
-            )
-        };
+        let refused = |message: String| Refused(ApiError::new(ErrorCode::InvalidParams, message));
         let read = tokio::time::timeout(
             crate::serve::BODY_READ_TIMEOUT,
             Bytes::from_request(request, state),
@@ -147,13 +141,8 @@ impl<S: Send + Sync, T: TryFrom<String, Error: std::fmt::Display> + Send> FromRe
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
-        let correlation = parts.extensions.get::<Correlation>().cloned();
-        let bad = |message: String| {
-            Refused(
-                ApiError::new(ErrorCode::InvalidParams, message).with_param("id"),
-                correlation.clone(),
-            )
-        };
+        let bad =
+            |message: String| Refused(ApiError::new(ErrorCode::InvalidParams, message).with_param("id"));
         let Path(text) = Path::<String>::from_request_parts(parts, state)
             .await
             .map_err(|error| bad(error.body_text()))?;
@@ -170,13 +159,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
-        let correlation = parts.extensions.get::<Correlation>().cloned();
         match Query::<T>::from_request_parts(parts, state).await {
             Ok(Query(asked)) => Ok(Self(asked)),
-            Err(error) => Err(Refused(
-                ApiError::new(ErrorCode::InvalidParams, error.body_text()),
-                correlation,
-            )),
+            Err(error) => Err(Refused(ApiError::new(
+                ErrorCode::InvalidParams,
+                error.body_text(),
+            ))),
         }
     }
 }

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use pool_registry_types::Dialect;
 use scheduler::{DialectSet, Outcome, PREFIXES_MAX, Target, TaskSpec};
 use task_api::{ApiError, ErrorCode, Priority};
+use tracing::Instrument as _;
 
 use crate::access::Identity;
 use crate::body::PlaneBody;
@@ -27,6 +28,7 @@ use crate::plane::{AnswerBody, Plane, SharedPlane, Submission};
 use crate::relay::Relay;
 use crate::rooms::answer::{self, Correlation};
 use crate::serve::BODY_READ_TIMEOUT;
+use crate::spans;
 
 /// Names the session of a request, for clients that can set a header.
 const SESSION_HEADER: HeaderName = HeaderName::from_static("x-session-id");
@@ -47,7 +49,8 @@ pub(crate) async fn handle(
     request: Request<Incoming>,
     correlation: &Correlation,
 ) -> Response<PlaneBody> {
-    match run(plane, dialect, request, correlation).await {
+    let span = spans::request(request.uri().path(), request.headers(), correlation.as_str());
+    match run(plane, dialect, request, correlation).instrument(span).await {
         Ok(response) => response,
         Err(error) => {
             if matches!(error.code.http_status(), 429 | 503 | 422) {
@@ -94,7 +97,9 @@ async fn run(
     };
     let facts = read_request(dialect, &body, &rules)?;
     let wishes = Wishes::of(plane, &identity, &head.headers, &facts)?;
-    let submission = plane.submit(&wishes.spec(dialect, &facts)).map_err(refused)?;
+    let submission = spans::admission()
+        .in_scope(|| plane.submit(&wishes.spec(dialect, &facts)))
+        .map_err(refused)?;
     if matches!(submission, Submission::Waits(..)) {
         plane.metrics.enqueued();
     }
@@ -294,7 +299,7 @@ impl Work {
                         .metrics
                         .pool(&grant.info().pool_id)
                         .ended(TaskOutcome::Retried);
-                    lost(&grant, &why);
+                    lost(&grant, self.job.correlation_id(), &why);
                     submission = grant.requeue().map_err(refused)?;
                 }
             }
@@ -383,7 +388,15 @@ impl Work {
         pool.first_token(self.job.arrived.elapsed());
         grant.started();
         let silence_max = plane.settings.engine_silence_ms;
-        let relay = Relay::new(self.dialect, watch, held, body, grant, pool, silence_max);
+        let relay = Relay::new(
+            self.dialect,
+            watch,
+            held,
+            (body, grant),
+            pool,
+            silence_max,
+            self.job.correlation_id().clone(),
+        );
         let mut response = Response::new(PlaneBody::Relay(Box::new(relay)));
         pass_content_type(&head.headers, &mut response);
         response

@@ -13,6 +13,7 @@ use task_api::{
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::{EventLog, LiveState, LiveTask};
 use crate::access::{Identity, now_ms};
@@ -20,6 +21,7 @@ use crate::dispatch::{Answer, Job, dispatch, engine_headers, lost, refused, sile
 use crate::metrics::TaskOutcome;
 use crate::plane::{Grant, Plane, SharedPlane, Submission, millis, rfc3339};
 use crate::rooms::answer::Correlation;
+use crate::spans;
 
 /// Takes a task: it is in the queue or has a slot, is stored, and runs from here on by itself.
 pub(crate) async fn start(
@@ -133,10 +135,12 @@ fn submit(
             .map(|ms| plane.now() + Duration::from_millis(ms)),
         ..TaskSpec::new(target)
     };
-    plane.submit(&spec).map_err(|refusal| {
-        plane.metrics.rejected(refusal.code());
-        refused(refusal)
-    })
+    spans::admission()
+        .in_scope(|| plane.submit(&spec))
+        .map_err(|refusal| {
+            plane.metrics.rejected(refusal.code());
+            refused(refusal)
+        })
 }
 
 fn accept(
@@ -272,10 +276,10 @@ impl Runner {
                 answer.grant.finish(Outcome::Failed);
                 return Err(adapter_host::engine_error(status, &body));
             }
-            match self.read(answer).await? {
+            match self.read(answer).instrument(spans::stream()).await? {
                 Ok(done) => return Ok(done),
                 Err((grant, why)) => {
-                    lost(&grant, &why);
+                    lost(&grant, self.job.correlation_id(), &why);
                     submission = grant.requeue().map_err(refused)?;
                 }
             }
@@ -334,7 +338,7 @@ impl Runner {
             pool.ended(TaskOutcome::Retried);
             return Ok(Err((grant, why)));
         }
-        lost(&grant, &why);
+        lost(&grant, self.job.correlation_id(), &why);
         pool.ended(TaskOutcome::Failed);
         pool.tokens(reader.usage());
         grant.finish(Outcome::Failed);

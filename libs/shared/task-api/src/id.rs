@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 /// The longest task or session id, in bytes.
-pub const CLIENT_ID_LEN_MAX: usize = 128;
+pub(crate) const CLIENT_ID_LEN_MAX: usize = 128;
 
 /// Why a text is no task or session id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use daemon::tls::Sides;
 use pool_registry_types::{
     Capabilities, HeartbeatRequest, HeartbeatResponse, MachineId, NodeId, RegisterRequest, RegisterResponse,
 };
@@ -337,6 +338,13 @@ fn excerpt(body: &[u8]) -> String {
 
 /// The error and its causes in one line, without the URL that every log line names already.
 fn chain(error: &reqwest::Error) -> String {
+    let sides = Sides {
+        us: "node",
+        them: "control plane",
+    };
+    if let Some(refusal) = daemon::tls::explain(error, sides) {
+        return refusal;
+    }
     let mut text = if error.is_timeout() {
         "no answer in time".to_owned()
     } else {

@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 
 use crate::config::ConfigError;
 use crate::listen::{ListenError, OpenBindRefused};
-use crate::tls::TlsError;
+use crate::tls::{self, Sides, TlsError};
 
 /// Done.
 pub const OK: u8 = 0;
@@ -22,6 +22,12 @@ pub const UNAVAILABLE: u8 = 69;
 pub const INTERNAL: u8 = 70;
 /// Interrupted before it could finish, by a second signal or at the end of the drain's deadline.
 pub const INTERRUPTED: u8 = 130;
+
+/// What the sides of a connection are called where nobody knows who they are.
+const BOTH_SIDES: Sides<'static> = Sides {
+    us: "side",
+    them: "other side",
+};
 
 /// Runs a daemon's body, prints its error once with all causes, and gives the exit code.
 pub fn run(body: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
@@ -62,11 +68,14 @@ pub struct Ended {
     pub text: String,
 }
 
-/// The error and its causes in one line: `cannot start: cannot listen: ...`.
+/// The error and its causes in one line: `cannot start: cannot listen: ...`. A refusal of TLS is told in words.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     for cause in causes(error) {
-        let layer = cause.to_string();
+        let refusal = tls::explain::at(cause).filter(|error| tls::explain::is_refusal(error));
+        let refusal = refusal.map(|error| tls::explain::describe(error, BOTH_SIDES));
+        let is_last = refusal.is_some();
+        let layer = refusal.unwrap_or_else(|| cause.to_string());
         // Some crates repeat their cause in their own text.
         if text.ends_with(&layer) {
             continue;
@@ -75,6 +84,9 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
             text.push_str(": ");
         }
         text.push_str(&layer);
+        if is_last {
+            break;
+        }
     }
     text
 }
@@ -126,5 +138,17 @@ mod tests {
         ] {
             assert_eq!((code_of(&*error), chain(&*error).as_str()), (code, text));
         }
+    }
+
+    #[test]
+    fn a_refusal_of_tls_is_told_in_words() {
+        let refusal = rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA);
+        let below = std::io::Error::other(std::io::Error::other(refusal));
+        let error = anyhow::Error::new(below).context("cannot connect to https://node:9200");
+        assert_eq!(
+            chain(&*error),
+            "cannot connect to https://node:9200: the other side refused this side's certificate: \
+             it was issued by a CA that the other side does not know"
+        );
     }
 }

@@ -5,7 +5,7 @@
 //! read leaves the old one in use.
 
 mod accept;
-mod explain;
+pub(crate) mod explain;
 mod watched;
 
 use std::io;

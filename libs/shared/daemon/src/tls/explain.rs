@@ -21,9 +21,28 @@ pub struct Sides<'a> {
 /// In TLS 1.3 a client learns only with its first read that its certificate was refused, so errors of an established
 /// connection are worth explaining, too.
 pub fn explain(error: &(dyn Error + 'static), sides: Sides<'_>) -> Option<String> {
-    let error = find(error)?;
+    let causes = std::iter::successors(Some(error), |cause: &&(dyn Error + 'static)| (*cause).source());
+    causes.filter_map(at).next().map(|error| describe(error, sides))
+}
+
+/// The TLS error in this layer of a chain. An `io::Error` hides what it holds from `source()`, so look inside.
+pub(crate) fn at<'a>(layer: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    match layer.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => at(inner),
+        None => layer.downcast_ref(),
+    }
+}
+
+/// Whether one side did not believe the other; anything else is better told in the error's own words where nobody
+/// knows that a connection is what failed.
+pub(crate) fn is_refusal(error: &rustls::Error) -> bool {
+    use rustls::Error::{AlertReceived, InvalidCertificate, NoCertificatesPresented};
+    matches!(error, AlertReceived(_) | InvalidCertificate(_) | NoCertificatesPresented)
+}
+
+pub(crate) fn describe(error: &rustls::Error, sides: Sides<'_>) -> String {
     let Sides { us, them } = sides;
-    Some(match error {
+    match error {
         rustls::Error::InvalidCertificate(reason) => {
             format!(
                 "this {us} refused the {them}'s certificate: it {}",
@@ -38,23 +57,7 @@ pub fn explain(error: &(dyn Error + 'static), sides: Sides<'_>) -> Option<String
             format!("the {them} does not speak TLS on this port; is its address http:// or https://?")
         }
         other => format!("TLS between this {us} and the {them} failed: {other}"),
-    })
-}
-
-/// The TLS error somewhere in the chain. An `io::Error` hides what it holds from `source()`, so look inside.
-fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let mut next = Some(error);
-    while let Some(current) = next {
-        if let Some(found) = current.downcast_ref::<rustls::Error>() {
-            return Some(found);
-        }
-        let inner = current.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = match inner {
-            Some(inner) => Some(inner),
-            None => current.source(),
-        };
     }
-    None
 }
 
 fn refused_here(reason: &CertificateError) -> String {

@@ -34,6 +34,10 @@ pub struct Policy {
     pub stop_timeout: Duration,
     /// An engine that was ready and has not answered for so long is ended and started again.
     pub hung_after: Duration,
+    /// How often an engine that is ready is asked whether it still answers.
+    pub probe_interval: Duration,
+    /// How long one question may take. An engine that computes on every core may be slow to answer.
+    pub probe_timeout: Duration,
     /// The first pause after a failure; each further one is twice as long.
     pub pause_min: Duration,
     /// The longest pause within the budget.
@@ -52,6 +56,8 @@ impl Default for Policy {
             ready_timeout: Duration::from_secs(900),
             stop_timeout: Duration::from_secs(5),
             hung_after: Duration::from_secs(60),
+            probe_interval: Duration::from_secs(5),
+            probe_timeout: Duration::from_secs(10),
             pause_min: Duration::from_millis(500),
             pause_max: Duration::from_secs(30),
             budget: 5,

@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::Supervision;
 use crate::command::{self, Values};
 use crate::fetch::{self, Fetched};
-use crate::life::{Effect, Event, Life};
+use crate::life::{Effect, Event, Life, Policy};
 use crate::port::ReservedPort;
 use crate::probe::{self, Answer};
-use crate::recipe::{Recipe, Start};
+use crate::recipe::{self, Recipe, Start};
 use crate::status::Phase;
 
 /// Room for events that nobody has looked at yet; whoever has one waits for room.
@@ -27,18 +27,15 @@ const ENGINE_LOG_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// How many of the last lines of its log are told when an engine ends.
 const LAST_WORDS_LINES: usize = 3;
 
+/// How much of each of them.
+const LAST_WORDS_CHARS_MAX: usize = 300;
+
 /// How often a starting engine is asked, at first and at last.
 const PROBE_INTERVAL_MIN: Duration = Duration::from_millis(20);
 const PROBE_INTERVAL_MAX: Duration = Duration::from_millis(500);
 
-/// How often an engine that is ready is asked.
-const WATCH_INTERVAL: Duration = Duration::from_secs(5);
-
 /// How often the progress of one long step is published.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// How long one question may take. An engine that computes on every core may be slow to answer.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Keeps the engine until it has been stopped.
 pub(super) async fn run(supervision: &Supervision, stop: &CancellationToken) {
@@ -52,6 +49,7 @@ pub(super) async fn run(supervision: &Supervision, stop: &CancellationToken) {
         fetched: None,
         engine: None,
         failed: None,
+        unannounced: None,
         stopping: false,
     };
     executor.perform(effects);
@@ -59,8 +57,12 @@ pub(super) async fn run(supervision: &Supervision, stop: &CancellationToken) {
     while life.phase() != Phase::Stopped {
         let event = next_event(&mut inbox, &life, &mut executor, stop).await;
         log_event(supervision, &event, executor.stopping);
+        let announce_again = executor.unannounced.is_some() && event == Event::Answered;
         let effects = life.step(Instant::now(), event);
         executor.perform(effects);
+        if announce_again && life.phase() == Phase::Ready {
+            executor.write_handoff();
+        }
         executor.forget_ended(&life);
         executor.publish(&life);
     }
@@ -122,6 +124,8 @@ struct Executor<'a> {
     engine: Option<Engine>,
     /// Why the process could not be started, until the life has been told.
     failed: Option<String>,
+    /// Why the handoff could not be written; tried again at each answer.
+    unannounced: Option<String>,
     /// Whether the life has been told to stop.
     stopping: bool,
 }
@@ -245,28 +249,41 @@ impl Executor<'_> {
 
     fn last_words(&self, exit: process::Exit) -> String {
         let log = &self.supervision.files.engine_log;
-        let lines = process::log::tail(log, LAST_WORDS_LINES).join(" | ");
+        let lines = process::log::tail(log, LAST_WORDS_LINES);
+        let lines: Vec<String> = lines
+            .iter()
+            .map(|line| line.chars().take(LAST_WORDS_CHARS_MAX).collect())
+            .collect();
+        let lines = lines.join(" | ");
         format!(
             "the engine {exit}; its last words: {lines} (all of them in {})",
             log.display()
         )
     }
 
-    fn write_handoff(&self) {
+    fn write_handoff(&mut self) {
         let supervision = self.supervision;
         let (Some(engine), Some(fetched)) = (&self.engine, &self.fetched) else {
             return;
         };
         let handoff = supervision.handoff(engine, fetched);
-        match handoff_watcher::write(&supervision.settings.handoff_dir, &handoff) {
-            Ok(path) => tracing::info!(url = handoff.url, handoff = %path.display(), "the engine answers"),
-            Err(error) => {
-                tracing::error!(error = %daemon::exit::chain(&error), "the engine answers, and nobody learns of it");
+        self.unannounced = match handoff_watcher::write(&supervision.settings.handoff_dir, &handoff) {
+            Ok(path) => {
+                tracing::info!(url = handoff.url, handoff = %path.display(), "the engine answers");
+                None
             }
-        }
+            Err(error) => {
+                let error = daemon::exit::chain(&error);
+                tracing::error!(error, "the engine answers, and nobody learns of it");
+                Some(format!(
+                    "the engine answers, but its handoff cannot be written: {error}"
+                ))
+            }
+        };
     }
 
-    fn remove_handoff(&self) {
+    fn remove_handoff(&mut self) {
+        self.unannounced = None;
         let supervision = self.supervision;
         let (pool_id, replica_id) = (&supervision.spec.pool_id, &supervision.spec.replica_id);
         if let Err(error) = handoff_watcher::remove(&supervision.settings.handoff_dir, pool_id, replica_id) {
@@ -287,7 +304,11 @@ impl Executor<'_> {
         self.supervision.status.send_if_modified(|status| {
             let before = status.clone();
             status.phase = phase;
-            status.last_error = life.last_error().map(str::to_owned);
+            status.last_error = self
+                .unannounced
+                .as_deref()
+                .or(life.last_error())
+                .map(str::to_owned);
             status.failures = life.failures();
             status.pid = engine.map(|engine| engine.child.identity().pid);
             status.url = engine.filter(|_| phase == Phase::Ready).map(Engine::url);
@@ -355,12 +376,8 @@ impl Supervision {
             let _ = exited.blocking_send(News::Exited(generation, exit));
         })
         .map_err(|error| daemon::exit::chain(&error))?;
-        let prober = tokio::spawn(keep_probing(
-            values.port,
-            self.recipe.probe.clone(),
-            generation,
-            events,
-        ));
+        let paths = self.recipe.probe.clone();
+        let prober = tokio::spawn(keep_probing(values.port, paths, self.policy, generation, events));
         Ok(Engine {
             child,
             port,
@@ -406,10 +423,16 @@ fn feature_args(recipe: &Recipe, features: &[String]) -> Vec<String> {
 }
 
 /// Asks the engine until it answers, and then from time to time whether it still does.
-async fn keep_probing(port: u16, paths: crate::recipe::Probe, generation: u64, events: mpsc::Sender<News>) {
+async fn keep_probing(
+    port: u16,
+    paths: recipe::Probe,
+    policy: Policy,
+    generation: u64,
+    events: mpsc::Sender<News>,
+) {
     let mut interval = PROBE_INTERVAL_MIN;
     let answer = loop {
-        match probe::probe(port, &paths, PROBE_TIMEOUT).await {
+        match probe::probe(port, &paths, policy.probe_timeout).await {
             Ok(answer) => break answer,
             Err(error) => {
                 let news = News::Unanswered(generation, daemon::exit::chain(&error));
@@ -426,8 +449,8 @@ async fn keep_probing(port: u16, paths: crate::recipe::Probe, generation: u64, e
         if events.send(news).await.is_err() {
             return;
         }
-        tokio::time::sleep(WATCH_INTERVAL).await;
-        news = match probe::probe_health(port, &paths, PROBE_TIMEOUT).await {
+        tokio::time::sleep(policy.probe_interval).await;
+        news = match probe::probe_health(port, &paths, policy.probe_timeout).await {
             Ok(()) => News::Answered(generation, None),
             Err(error) => News::Unanswered(generation, daemon::exit::chain(&error)),
         };

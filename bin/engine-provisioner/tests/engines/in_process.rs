@@ -170,3 +170,67 @@ async fn one_that_cannot_be_started_says_why_and_goes_on_trying() {
     stop.cancel();
     status_when(&mut status, |status| status.phase == Phase::Stopped).await;
 }
+
+#[tokio::test]
+async fn one_that_hangs_is_killed_and_started_again() {
+    let setup = Setup::new();
+    let Some(spec) = setup.real_spec() else { return };
+    let policy = Policy {
+        hung_after: Duration::from_millis(300),
+        probe_interval: Duration::from_millis(20),
+        probe_timeout: Duration::from_millis(500),
+        stop_timeout: Duration::from_millis(200),
+        ..Policy::default()
+    };
+    let (mut status, stop) = keep(&setup, spec, policy);
+    let first = status_when(&mut status, |status| status.phase == Phase::Ready).await;
+    let pid = first.pid.unwrap().to_string();
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-STOP", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let down = status_when(&mut status, |status| status.phase == Phase::Stopping).await;
+    assert!(
+        setup.handoff().is_none(),
+        "it is taken back before the engine is ended"
+    );
+    assert!(
+        down.last_error
+            .unwrap()
+            .starts_with("the engine has not answered for")
+    );
+    // A stopped process does not act on SIGTERM: it takes the kill.
+    let second = status_when(&mut status, |status| status.phase == Phase::Ready).await;
+    assert_ne!(second.pid, first.pid);
+    assert_eq!(setup.handoff().unwrap().pid, second.pid);
+    stop.cancel();
+    status_when(&mut status, |status| status.phase == Phase::Stopped).await;
+}
+
+#[tokio::test]
+async fn a_handoff_that_cannot_be_written_is_written_later() {
+    let setup = Setup::new();
+    let Some(spec) = setup.real_spec() else { return };
+    let policy = Policy {
+        probe_interval: Duration::from_millis(20),
+        ..Policy::default()
+    };
+    // A directory in its place.
+    let place = setup.settings.handoff_dir.join("pool-0_r0.json");
+    std::fs::create_dir_all(place.join("in the way")).unwrap();
+    let (mut status, stop) = keep(&setup, spec, policy);
+    let ready = status_when(&mut status, |status| status.phase == Phase::Ready).await;
+    let error = ready.last_error.unwrap();
+    assert!(
+        error.starts_with("the engine answers, but its handoff cannot be written"),
+        "{error}"
+    );
+    std::fs::remove_dir_all(&place).unwrap();
+    let told = status_when(&mut status, |status| status.last_error.is_none()).await;
+    assert_eq!(setup.handoff().unwrap().pid, told.pid);
+    stop.cancel();
+    status_when(&mut status, |status| status.phase == Phase::Stopped).await;
+}

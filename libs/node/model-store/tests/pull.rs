@@ -339,6 +339,62 @@ async fn an_address_is_pulled_and_its_digest_checked() {
     }
 }
 
+/// A small file system of its own. None: this user may not make one, and the test is skipped.
+fn small_disk(directory: &Path) -> Option<SmallDisk> {
+    let mut mount = std::process::Command::new("mount");
+    mount
+        .args(["-t", "tmpfs", "-o", "size=128k", "tmpfs"])
+        .arg(directory);
+    let mounted = mount.output().is_ok_and(|output| output.status.success());
+    if !mounted {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "in CI nothing is skipped: a small disk needs root"
+        );
+        eprintln!("skipped: making a small disk needs root");
+        return None;
+    }
+    Some(SmallDisk(directory.to_owned()))
+}
+
+struct SmallDisk(std::path::PathBuf);
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up_is_said_and_the_pull_goes_on_when_there_is_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(_disk) = small_disk(directory.path()) else {
+        return;
+    };
+    let digest = Digest::of(&content());
+    // Nobody says how large it is, so that it is noticed only when the disk is full.
+    let server = Server::start(|request| {
+        let reply = Reply::range(request, &content());
+        if request.range_start().is_none() {
+            reply.header("Content-Length", "")
+        } else {
+            reply
+        }
+    });
+    let store = Store::new(options(directory.path(), ""));
+    let source = server.url(&format!("/m.gguf#sha256={digest}"));
+    let error = told(&pull(&store, &source).await.unwrap_err());
+    assert!(error.starts_with("the disk is full: m.gguf needs"), "{error}");
+    let mut grow = std::process::Command::new("mount");
+    grow.args(["-o", "remount,size=2m"]).arg(directory.path());
+    assert!(grow.status().unwrap().success());
+    assert_eq!(pull(&store, &source).await.unwrap().sha256, digest);
+    assert!(
+        server.asked().last().unwrap().range_start().is_some(),
+        "what had come was used"
+    );
+}
+
 #[tokio::test]
 async fn nobody_there_is_said_after_a_few_attempts() {
     let directory = tempfile::tempdir().unwrap();

@@ -46,6 +46,7 @@ impl Reply {
         }
     }
 
+    /// Without a value the header is left out: a body without a `Content-Length` ends with the connection.
     pub(crate) fn header(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
         self
@@ -126,7 +127,7 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
 
 fn write_reply(mut stream: &TcpStream, request: &Request, reply: &Reply) -> std::io::Result<()> {
     let mut head = format!("HTTP/1.1 {} Test\r\nConnection: close\r\n", reply.status);
-    for (name, value) in &reply.headers {
+    for (name, value) in reply.headers.iter().filter(|(_, value)| !value.is_empty()) {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     if !reply.headers.iter().any(|(name, _)| name == "Content-Length") {

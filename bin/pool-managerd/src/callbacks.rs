@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use upstream::Origin;
 
 /// The most addresses that may be registered.
-pub const ADDRESSES_MAX: usize = 16;
+pub(crate) const ADDRESSES_MAX: usize = 16;
 const QUEUE_MAX: usize = 64;
 const TRIES_MAX: u32 = 4;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,7 +26,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 
 /// Why an address was not registered.
 #[derive(Debug, thiserror::Error)]
-pub enum CallbackError {
+pub(crate) enum CallbackError {
     /// The address is none.
     #[error("`url` is no address: {0}")]
     Url(#[from] upstream::OriginError),
@@ -37,7 +37,7 @@ pub enum CallbackError {
 
 /// Posts `pool-ready` and `pool-lost`. Cheap to clone.
 #[derive(Clone)]
-pub struct Callbacks {
+pub(crate) struct Callbacks {
     inner: Arc<Inner>,
 }
 
@@ -55,7 +55,7 @@ struct Inner {
 
 impl Callbacks {
     /// Nobody is told yet. `trusted` are the addresses to which `token` may be sent.
-    pub fn new(
+    pub(crate) fn new(
         node_id: NodeId,
         client: reqwest::Client,
         reporter: Reporter,
@@ -79,7 +79,7 @@ impl Callbacks {
     }
 
     /// Tells `url` from now on. Asking again changes nothing.
-    pub fn register(&self, url: &str) -> Result<(), CallbackError> {
+    pub(crate) fn register(&self, url: &str) -> Result<(), CallbackError> {
         let origin: Origin = url.parse()?;
         let mut addresses = self
             .inner
@@ -107,7 +107,7 @@ impl Callbacks {
     }
 
     /// Follows the reports and tells of each replica that comes or goes, until the reports end or it is dropped.
-    pub async fn follow(self, mut reports: watch::Receiver<Arc<Vec<PoolReport>>>) {
+    pub(crate) async fn follow(self, mut reports: watch::Receiver<Arc<Vec<PoolReport>>>) {
         let mut before = reports.borrow_and_update().clone();
         while reports.changed().await.is_ok() {
             let now = reports.borrow_and_update().clone();
@@ -119,7 +119,7 @@ impl Callbacks {
     }
 
     /// Ends; what is in the queues is dropped.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         self.inner.stop.cancel();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;

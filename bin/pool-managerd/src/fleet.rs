@@ -344,10 +344,10 @@ fn stop_process(directory: &std::path::Path, (pool, replica): &Key, launched: Op
     match stopped {
         Ok(true) => tracing::info!(pool_id = %pool, replica_id = %replica, "the engine was stopped"),
         Ok(false) => {
-            tracing::warn!(pool_id = %pool, replica_id = %replica, "the engine does not end; tried again")
+            tracing::warn!(pool_id = %pool, replica_id = %replica, "the engine does not end; tried again");
         }
         Err(error) => {
-            tracing::warn!(pool_id = %pool, replica_id = %replica, %error, "the engine cannot be stopped")
+            tracing::warn!(pool_id = %pool, replica_id = %replica, %error, "the engine cannot be stopped");
         }
     }
 }

@@ -53,14 +53,15 @@ pub(crate) fn parse_mask(mask: &str) -> Option<Vec<u32>> {
 
 /// Asks the driver. Keeps it open, because opening it takes long.
 pub(crate) struct GpuWatch {
-    driver: Result<Nvml, String>,
+    /// Boxed: it holds a table of a few hundred functions.
+    driver: Result<Box<Nvml>, String>,
     mask: Option<Vec<u32>>,
 }
 
 impl GpuWatch {
     /// Opens the driver, if there is one. Blocks for as long as the driver takes, which may be seconds.
     pub(crate) fn open(mask: Option<Vec<u32>>) -> Self {
-        let driver = Nvml::init().map_err(|error| match error {
+        let driver = Nvml::init().map(Box::new).map_err(|error| match error {
             NvmlError::LibloadingError(_) => {
                 "no NVIDIA driver on this machine: its library is not installed".to_owned()
             }

@@ -22,35 +22,35 @@ use task_api::ErrorCode;
 use crate::callbacks::Callbacks;
 use crate::node::NodeControl;
 use crate::settings::NodeIdentity;
-pub use answer::ServerBody;
+pub(crate) use answer::ServerBody;
 use answer::{error, json, text};
-pub use connection::{Limits, serve};
+pub(crate) use connection::{Limits, serve};
 
 /// What the rooms need.
-pub struct Rooms {
+pub(crate) struct Rooms {
     /// The node.
-    pub control: NodeControl,
+    pub(crate) control: NodeControl,
     /// Who it is.
-    pub identity: NodeIdentity,
+    pub(crate) identity: NodeIdentity,
     /// Its numbered reports.
-    pub reporter: Reporter,
+    pub(crate) reporter: Reporter,
     /// Whom to tell of changes.
-    pub callbacks: Callbacks,
+    pub(crate) callbacks: Callbacks,
     /// For `/metrics`.
-    pub metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
     /// Who may come in.
-    pub access: Access,
+    pub(crate) access: Access,
     /// The longest request body.
-    pub body_max_bytes: usize,
+    pub(crate) body_max_bytes: usize,
 }
 
 /// Who may come in.
 #[derive(Clone, Debug, Default)]
-pub struct Access {
+pub(crate) struct Access {
     /// The token, when one is wanted.
-    pub token: Option<Secret>,
+    pub(crate) token: Option<Secret>,
     /// Whether a client certificate of the CA opens the door.
-    pub certificates: bool,
+    pub(crate) certificates: bool,
 }
 
 impl Access {
@@ -73,7 +73,7 @@ impl Access {
 
 impl Rooms {
     /// Answers one request.
-    pub async fn answer(
+    pub(crate) async fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
         certified: bool,

@@ -397,7 +397,7 @@ mod tests {
                 match step {
                     Step::Grant(who) => {
                         // A lease that is granted begins in the engine at once here: the ledger must not rely on less.
-                        let room = total > engine.active.len() as u32 + engine.running_alone.len() as u32;
+                        let room = total as usize > engine.active.len() + engine.running_alone.len();
                         if let Ok(id) = slots.grant(now, &holder(&format!("c{who}"))) {
                             prop_assert!(room, "granted beyond what the engine has");
                             engine.active.push(id);
@@ -410,15 +410,14 @@ mod tests {
                     Step::Complete(at) => if let Some(id) = pick(&mut engine.active, at) {
                         slots.end(now, id, End::Complete);
                     },
-                    Step::Abandon(at) => if let Some(id) = pick(&mut engine.active, at) {
-                        if slots.end(now, id, End::Abandoned) {
-                            engine.running_alone.push(id);
-                        }
-                    },
+                    Step::Abandon(at) => {
+                        let left = pick(&mut engine.active, at);
+                        engine.running_alone.extend(left.filter(|id| slots.end(now, *id, End::Abandoned)));
+                    }
                     Step::Notice(at) => { pick(&mut engine.running_alone, at); }
                     Step::Ask => {
                         let busy = engine.active.len() + engine.running_alone.len();
-                        slots.engine_says(now, busy as u32);
+                        slots.engine_says(now, u32::try_from(busy).unwrap());
                         prop_assert!(slots.settling() >= engine.running_alone.len());
                     }
                     Step::Resize(to) => { total = to; slots.set_engine(to, true); }

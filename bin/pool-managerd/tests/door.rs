@@ -139,7 +139,7 @@ async fn a_cancelled_stream_frees_its_slot_within_a_tenth_of_a_second() {
 #[tokio::test]
 async fn a_dead_engine_is_out_at_once_and_in_again_after_a_probe() {
     let bench = Bench::with(Vec::new(), |config| {
-        config.asking.probe_interval = Duration::from_secs(3600)
+        config.asking.probe_interval = Duration::from_secs(3600);
     });
     let engine = fake(2);
     let port = engine.address().port();

@@ -15,7 +15,7 @@ use task_api::{ApiError, ErrorCode};
 use crate::door::{DoorBody, DoorBodyError};
 
 /// What the server sends: its own words, or an engine's as they come.
-pub enum ServerBody {
+pub(crate) enum ServerBody {
     /// The node's own.
     Own(Full<Bytes>),
     /// An engine's.

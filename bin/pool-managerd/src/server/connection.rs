@@ -35,13 +35,13 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bounds of the server.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Connections that may be open at once.
-    pub connections_max: usize,
+    pub(crate) connections_max: usize,
 }
 
 /// Serves until the shutdown begins; open connections finish what they carry.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     rooms: Arc<Rooms>,
     tls: Option<Arc<Watched<rustls::ServerConfig>>>,

@@ -85,13 +85,14 @@ mod tests {
     const ORIGINAL: &str = r#"{"pool_id":"pool-0","replica_id":"r0","engine":"llamacpp",
         "url":"http://localhost:8081","engine_version":"v1","slots":4}"#;
 
-    fn check(name: &str, bytes: &[u8], expect: Result<(), FileProblem>) {
-        let seen = parse(name, bytes).map(|_| ());
-        match (&seen, &expect) {
-            (Err(FileProblem::NotJson(_)), Err(FileProblem::NotJson(_)))
-            | (Err(FileProblem::NotAHandoff(_)), Err(FileProblem::NotAHandoff(_))) => {}
-            _ => assert_eq!(seen, expect, "{:?}", String::from_utf8_lossy(bytes)),
-        }
+    fn check(name: &str, bytes: &[u8], expect: &Result<(), FileProblem>) {
+        // The parser's own words are its own affair.
+        let seen = parse(name, bytes).map(|_| ()).map_err(|problem| match problem {
+            FileProblem::NotJson(_) => FileProblem::NotJson(String::new()),
+            FileProblem::NotAHandoff(_) => FileProblem::NotAHandoff(String::new()),
+            other => other,
+        });
+        assert_eq!(&seen, expect, "{:?}", String::from_utf8_lossy(bytes));
     }
 
     #[test]
@@ -110,60 +111,60 @@ mod tests {
     fn a_bad_file_is_a_problem_of_its_own_kind() {
         let name = "pool-0_r0.json";
         let with = |from: &str, to: &str| ORIGINAL.replace(from, to).into_bytes();
-        check(name, ORIGINAL.as_bytes(), Ok(()));
+        check(name, ORIGINAL.as_bytes(), &Ok(()));
         check(
             name,
             &with("\"slots\":4", "\"slots\":4,\"next_year\":{\"a\":[1]}"),
-            Ok(()),
+            &Ok(()),
         );
-        check(name, b"", Err(FileProblem::HalfWritten));
-        check(name, &ORIGINAL.as_bytes()[..40], Err(FileProblem::HalfWritten));
-        check(name, b"hello", Err(FileProblem::NotJson(String::new())));
-        check(name, b"\xff\xfe\x00", Err(FileProblem::NotJson(String::new())));
-        check(name, b"[1,2]", Err(FileProblem::NotAHandoff(String::new())));
-        check(name, b"null", Err(FileProblem::NotAHandoff(String::new())));
+        check(name, b"", &Err(FileProblem::HalfWritten));
+        check(name, &ORIGINAL.as_bytes()[..40], &Err(FileProblem::HalfWritten));
+        check(name, b"hello", &Err(FileProblem::NotJson(String::new())));
+        check(name, b"\xff\xfe\x00", &Err(FileProblem::NotJson(String::new())));
+        check(name, b"[1,2]", &Err(FileProblem::NotAHandoff(String::new())));
+        check(name, b"null", &Err(FileProblem::NotAHandoff(String::new())));
         check(
             name,
             &with("\"slots\":4", "\"slots\":\"four\""),
-            Err(FileProblem::NotAHandoff(String::new())),
+            &Err(FileProblem::NotAHandoff(String::new())),
         );
         check(
             name,
             &with("\"slots\":4", "\"slots\":-4"),
-            Err(FileProblem::NotAHandoff(String::new())),
+            &Err(FileProblem::NotAHandoff(String::new())),
         );
         check(
             name,
             &with("\"pool-0\"", "\"../etc\""),
-            Err(FileProblem::NotAHandoff(String::new())),
+            &Err(FileProblem::NotAHandoff(String::new())),
         );
         check(
             name,
             &with("\"engine\":\"llamacpp\",", ""),
-            Err(FileProblem::NotAHandoff(String::new())),
+            &Err(FileProblem::NotAHandoff(String::new())),
         );
         check(
             name,
             &with("http://", "ftp://"),
-            Err(FileProblem::Url("it must begin with http:// or https://")),
+            &Err(FileProblem::Url("it must begin with http:// or https://")),
         );
         check(
             name,
             &with("localhost", "local host"),
-            Err(FileProblem::Url("it holds a space")),
+            &Err(FileProblem::Url("it holds a space")),
         );
         check(
             "other.json",
             ORIGINAL.as_bytes(),
-            Err(FileProblem::Name {
+            &Err(FileProblem::Name {
                 expected: name.to_owned(),
             }),
         );
-        check(name, &vec![b' '; FILE_BYTES_MAX + 1], Err(FileProblem::TooLarge));
+        check(name, &vec![b' '; FILE_BYTES_MAX + 1], &Err(FileProblem::TooLarge));
         check(
             name,
             "[".repeat(FILE_BYTES_MAX).as_bytes(),
-            Err(FileProblem::NotJson(String::new())),
+            &Err(FileProblem::NotJson(String::new())),
         );
     }
 

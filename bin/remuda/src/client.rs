@@ -269,7 +269,10 @@ fn unreachable(error: &reqwest::Error, address: &str) -> Failure {
         cause = inner;
     }
     if !error.is_connect() {
-        return Failure::new(Exit::Unreachable, format!("{address} broke off without an answer: {cause}"));
+        return Failure::new(
+            Exit::Unreachable,
+            format!("{address} broke off without an answer: {cause}"),
+        );
     }
     let failure = Failure::new(
         Exit::Unreachable,

@@ -164,8 +164,11 @@ pub(crate) fn engine_failure(status: &EngineStatus) -> Failure {
         .last_error
         .as_deref()
         .unwrap_or("it ended for no reason that is known");
-    Failure::new(Exit::Failed, format!("the engine cannot be started: {reason}"))
-        .hint("`remuda doctor` says what is missing")
+    let hint = match reason.contains("model") {
+        true => "`remuda models list` shows the models here; `remuda models pull SOURCE` gets one",
+        false => "`remuda doctor` says what is missing",
+    };
+    Failure::new(Exit::Failed, format!("the engine cannot be started: {reason}")).hint(hint)
 }
 
 /// Logs go to standard error. People who typed `run` see them only when they have asked; `up` shows what matters.

@@ -9,8 +9,8 @@ mod sse;
 mod system;
 mod wait;
 
-pub use process::{Program, binary};
+pub use process::{Program, binary, is_alive, kill_9};
 pub use skip::skipped;
 pub use sse::{SseEvent, sse_events};
-pub use system::{ControlPlane, Node, System, demo_model, pool_toml};
+pub use system::{ControlPlane, Node, System, busy_slots, demo_model, engine_pid, pool_toml};
 pub use wait::{Deadline, eventually, eventually_async};

@@ -121,3 +121,19 @@ impl Drop for Program {
         }
     }
 }
+
+/// `kill -9` of a process that a program under test has started.
+pub fn kill_9(pid: u32) {
+    let pid = Pid::from_raw(pid.cast_signed()).expect("a process id");
+    // It may be gone already, which the test will see.
+    let _ = kill_process(pid, Signal::KILL);
+}
+
+/// Whether a process is there and not merely waiting for its parent.
+pub fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| state != 'Z' && state != 'X')
+}

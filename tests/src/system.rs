@@ -48,6 +48,8 @@ impl System {
         let http = reqwest::Client::builder()
             .timeout(Duration::from_secs(120))
             .no_proxy()
+            // A server that was killed and started anew must not be met by a connection to the old one.
+            .pool_max_idle_per_host(0)
             .build()
             .expect("a client without TLS needs nothing");
         Self {
@@ -305,4 +307,57 @@ impl ControlPlane {
         })
         .await;
     }
+}
+
+impl Node {
+    /// The handoffs of its engines, as they stand.
+    pub fn handoffs(&self) -> Vec<Value> {
+        handoffs(&self.directory)
+    }
+}
+
+impl ControlPlane {
+    /// The handoffs of the engines that it keeps itself, in profile home.
+    pub fn handoffs(&self) -> Vec<Value> {
+        handoffs(&self.directory)
+    }
+}
+
+fn handoffs(directory: &Path) -> Vec<Value> {
+    let Ok(entries) = std::fs::read_dir(directory.join(".runtime/engines")) else {
+        return Vec::new();
+    };
+    let files = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "json"));
+    files
+        .filter_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok())
+        .collect()
+}
+
+/// The engine's process of a handoff.
+pub fn engine_pid(handoff: &Value) -> u32 {
+    let pid = handoff["pid"]
+        .as_u64()
+        .expect("a handoff of ours names its process");
+    u32::try_from(pid).expect("a process id")
+}
+
+/// How many of an engine's slots are at work, as the engine itself says.
+pub async fn busy_slots(http: &reqwest::Client, engine_url: &str) -> Option<usize> {
+    let slots: Value = http
+        .get(format!("{engine_url}/slots"))
+        .send()
+        .await
+        .ok()?
+        .json()
+        .await
+        .ok()?;
+    Some(
+        slots
+            .as_array()?
+            .iter()
+            .filter(|slot| slot["is_processing"] == true)
+            .count(),
+    )
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{get, post};
+use bytes::Bytes;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use tower::ServiceExt as _;
@@ -54,7 +55,23 @@ pub(crate) fn router(plane: SharedPlane) -> Router {
         .with_state(plane)
 }
 
-/// Every request comes through here.
+/// Whether a request for this target belongs into the dialects' room.
+pub(crate) fn is_dialect(target: &str) -> bool {
+    let path = target.split_once('?').map_or(target, |(path, _)| path);
+    adapter_host::dialect_of_path(path).is_some()
+}
+
+/// The requests of the fast lane come through here.
+pub(crate) async fn serve_dialect(front: Arc<Front>, request: Request<Bytes>) -> Response<PlaneBody> {
+    let correlation = Correlation::of(request.headers());
+    let dialect = adapter_host::dialect_of_path(request.uri().path());
+    let dialect = dialect.expect("the lane asked is_dialect about this path");
+    let mut response = dialects::handle_read(&front.plane, dialect, request, &correlation).await;
+    response.headers_mut().insert(CORRELATION, correlation.0);
+    response
+}
+
+/// Every other request comes through here.
 pub(crate) async fn serve(
     front: Arc<Front>,
     mut request: Request<Incoming>,

@@ -3,6 +3,9 @@
 //! Each worker is a thread with a single-threaded runtime, a listener of its own on the shared port, and its own pooled
 //! connections to engines: a request stays on one thread from its first byte to its last.
 
+mod lane;
+mod rewound;
+
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
 use std::sync::Arc;
@@ -25,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::plane::SharedPlane;
 use crate::rooms;
+use rewound::Rewound;
 
 /// How long a client may take to send the head of a request.
 const HEAD_READ_TIMEOUT: Duration = Duration::from_secs(20);
@@ -37,6 +41,12 @@ const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The most that is buffered of one connection.
 const CONNECTION_BUFFER_LEN_MAX: usize = 64 * 1024;
+
+/// How long a connection may wait for its next request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Longer bodies are read by the general server.
+const LANE_BODY_LEN_MAX: u64 = 1024 * 1024;
 
 /// The client showed a certificate of our authority.
 #[derive(Clone, Copy, Debug)]
@@ -107,8 +117,21 @@ async fn connection(front: Arc<Front>, stream: TcpStream, peer: SocketAddr, perm
     drop(permit);
 }
 
+/// Dialects' requests in the fast lane; from the first other request on the general server.
 async fn http<S: AsyncRead + AsyncWrite + Unpin>(front: Arc<Front>, stream: S, certified: bool) {
     let shutdown = front.plane.shutdown.clone();
+    let bounds = lane::Bounds {
+        body_len_max: usize::try_from(front.plane.settings.body_max_bytes.min(LANE_BODY_LEN_MAX))
+            .unwrap_or(0),
+        idle: IDLE_TIMEOUT,
+        head: HEAD_READ_TIMEOUT,
+        body: BODY_READ_TIMEOUT,
+    };
+    let handle = |request| rooms::serve_dialect(front.clone(), request);
+    let stream = match lane::run(stream, bounds, rooms::is_dialect, shutdown.stopped(), handle).await {
+        lane::Left::Closed => return,
+        lane::Left::HandOver(stream, read) => Rewound::new(stream, read),
+    };
     let service = service_fn(move |mut request: Request<Incoming>| {
         if certified {
             request.extensions_mut().insert(Certified);

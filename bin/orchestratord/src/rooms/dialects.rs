@@ -42,7 +42,7 @@ const DEADLINE_HEADER: HeaderName = HeaderName::from_static("x-deadline-ms");
 /// How many chunks without data (comments, pings) are kept while the first data is waited for.
 const HELD_CHUNKS_MAX: usize = 64;
 
-/// Answers one request.
+/// Answers one request whose body is still to come.
 pub(crate) async fn handle(
     plane: &SharedPlane,
     dialect: Dialect,
@@ -50,15 +50,44 @@ pub(crate) async fn handle(
     correlation: &Correlation,
 ) -> Response<PlaneBody> {
     let span = spans::request(request.uri().path(), request.headers(), correlation.as_str());
-    match run(plane, dialect, request, correlation).instrument(span).await {
-        Ok(response) => response,
-        Err(error) => {
-            if matches!(error.code.http_status(), 429 | 503 | 422) {
-                plane.metrics.rejected(error.code);
-            }
-            failure(dialect, &error, correlation)
+    let (head, body) = request.into_parts();
+    let work = async {
+        // Who may not ask need not send a body.
+        let identity = plane.access.user(&head.headers)?;
+        let body = read_body(plane, body).await?;
+        run(plane, dialect, &identity, &head.headers, body, correlation).await
+    };
+    answered(plane, dialect, work.instrument(span).await, correlation)
+}
+
+/// Answers one request.
+pub(crate) async fn handle_read(
+    plane: &SharedPlane,
+    dialect: Dialect,
+    request: Request<Bytes>,
+    correlation: &Correlation,
+) -> Response<PlaneBody> {
+    let span = spans::request(request.uri().path(), request.headers(), correlation.as_str());
+    let (head, body) = request.into_parts();
+    let work = async {
+        let identity = plane.access.user(&head.headers)?;
+        run(plane, dialect, &identity, &head.headers, body, correlation).await
+    };
+    answered(plane, dialect, work.instrument(span).await, correlation)
+}
+
+fn answered(
+    plane: &SharedPlane,
+    dialect: Dialect,
+    result: Result<Response<PlaneBody>, ApiError>,
+    correlation: &Correlation,
+) -> Response<PlaneBody> {
+    result.unwrap_or_else(|error| {
+        if matches!(error.code.http_status(), 429 | 503 | 422) {
+            plane.metrics.rejected(error.code);
         }
-    }
+        failure(dialect, &error, correlation)
+    })
 }
 
 pub(crate) fn wrong_method(dialect: Dialect, correlation: &Correlation) -> Response<PlaneBody> {
@@ -84,19 +113,18 @@ fn failure(dialect: Dialect, error: &ApiError, correlation: &Correlation) -> Res
 async fn run(
     plane: &SharedPlane,
     dialect: Dialect,
-    request: Request<Incoming>,
+    identity: &Identity,
+    headers: &HeaderMap,
+    body: Bytes,
     correlation: &Correlation,
 ) -> Result<Response<PlaneBody>, ApiError> {
-    let identity = plane.access.user(request.headers())?;
-    let (head, body) = request.into_parts();
-    let body = read_body(plane, body).await?;
     let arrived = Instant::now();
     let rules = RequestRules {
         model_required: true,
         media_allowed: false,
     };
     let facts = read_request(dialect, &body, &rules)?;
-    let wishes = Wishes::of(plane, &identity, &head.headers, &facts)?;
+    let wishes = Wishes::of(plane, identity, headers, &facts)?;
     let submission = spans::admission()
         .in_scope(|| plane.submit(&wishes.spec(dialect, &facts)))
         .map_err(refused)?;
@@ -111,7 +139,7 @@ async fn run(
             places: facts.places,
             model: facts.model.as_deref().map(Into::into),
             stream_instead: !facts.stream && facts.can_be_streamed,
-            headers: engine_headers(&head.headers, &correlation.0),
+            headers: engine_headers(headers, &correlation.0),
             body: body.clone(),
             arrived,
         },

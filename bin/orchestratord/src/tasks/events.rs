@@ -52,6 +52,11 @@ impl EventLog {
         self.dropped + self.kept.len() as u64
     }
 
+    /// Whether the last event is there.
+    fn is_complete(&self) -> bool {
+        self.kept.back().is_some_and(Event::is_last)
+    }
+
     /// Events after the one numbered `after`; None when some of them are no longer kept.
     fn after(&self, after: u64) -> Option<impl Iterator<Item = (u64, &Event)>> {
         let skip = usize::try_from(after.checked_sub(self.dropped)?).ok()?;
@@ -100,13 +105,16 @@ impl Follower {
 
     /// The next events as they stand in a stream; None after the last one.
     pub(crate) async fn next(&mut self) -> Option<Bytes> {
+        if self.over {
+            return None;
+        }
         loop {
-            if self.over {
-                return None;
-            }
             self.seen.mark_unchanged();
             if let Some(bytes) = self.take() {
                 return Some(bytes);
+            }
+            if self.over {
+                return None;
             }
             match tokio::time::timeout(KEEP_ALIVE_INTERVAL, self.seen.changed()).await {
                 Ok(_) => {}
@@ -118,6 +126,8 @@ impl Follower {
     fn take(&mut self) -> Option<Bytes> {
         let state = self.task.lock();
         let mut out = BytesMut::new();
+        // Whoever has had the last event already wants nothing more.
+        self.over = self.after >= state.events.seen() && state.events.is_complete();
         match state.events.after(self.after) {
             Some(events) => {
                 for (number, event) in events.take(BATCH_MAX) {

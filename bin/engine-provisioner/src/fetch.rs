@@ -6,6 +6,7 @@ mod engine;
 mod package;
 mod run;
 mod unpack;
+mod version;
 
 use std::path::{Path, PathBuf};
 

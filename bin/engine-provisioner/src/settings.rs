@@ -65,11 +65,14 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The directory for models and engines: the setting, else `remuda` in the user's cache directory.
+    /// The directory for models and engines: the setting, else `remuda` in the user's cache directory. Absolute, because
+    /// build tools work in other directories.
     pub fn cache_dir(&self) -> PathBuf {
-        self.cache_dir
+        let directory = self
+            .cache_dir
             .clone()
-            .unwrap_or_else(model_store::default_cache_dir)
+            .unwrap_or_else(model_store::default_cache_dir);
+        std::path::absolute(&directory).unwrap_or(directory)
     }
 
     /// The model store of these settings.

@@ -9,23 +9,19 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use model_store::{Digest, DownloadError, Progress};
-use process::{Lifetime, LockFile, Output, Request};
+use process::LockFile;
 
 use super::archive::get_archive;
 use super::build::{Job, build};
 use super::package::get_package;
 use super::run::{ToolError, is_program, on_path};
 use super::unpack::UnpackError;
-use crate::command::without_secrets;
+use super::version::version_of;
 use crate::recipe::{Recipe, Source, Variant, platform};
 use crate::settings::Settings;
-
-/// How long a program may take to tell its version. The first start of a large program on a slow disk takes a while.
-const VERSION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often a build that another process does is looked at.
 const WAIT_INTERVAL: Duration = Duration::from_millis(500);
@@ -127,9 +123,6 @@ pub enum EngineError {
     /// The build left no program.
     #[error("it was built, but {} is not there", .0.display())]
     NotBuilt(PathBuf),
-    /// A temporary file cannot be used.
-    #[error("cannot use a temporary directory")]
-    Temporary(#[source] io::Error),
     /// Something cannot be put into the cache.
     #[error("cannot write {}", path.display())]
     Keep {
@@ -300,7 +293,10 @@ impl Place<'_> {
             .cache_dir
             .join("logs")
             .join(format!("{}-{}.log", self.recipe.name, self.label()));
-        let archive = get_package(package, self.cache_dir, &log, progress).await?;
+        let staging = self.staging()?;
+        let archive = get_package(package, self.cache_dir, staging.path(), &log, progress).await?;
+        // Only now, because a build may be cut short, and what pip left would stay until the next one.
+        drop(staging);
         let directory = self
             .cache_dir
             .join("build")
@@ -391,60 +387,4 @@ impl Place<'_> {
             source,
         })
     }
-}
-
-/// Runs the program for its version.
-async fn version_of(program: &Path, source: &Source) -> Result<String, EngineError> {
-    let path = program.to_owned();
-    let (args, prefix) = (source.version_args.clone(), source.version_prefix.clone());
-    let asked = tokio::task::spawn_blocking(move || ask_version(&path, &args, &prefix));
-    let answer = asked.await.expect("asking a program does not panic");
-    answer.map_err(|message| EngineError::DoesNotRun {
-        program: program.to_owned(),
-        message,
-    })
-}
-
-fn ask_version(program: &Path, args: &[String], prefix: &str) -> Result<String, String> {
-    let log = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?;
-    let mut command = Command::new(program);
-    command.args(args);
-    without_secrets(&mut command);
-    let output = Output::File {
-        path: log.path().to_owned(),
-        bytes_max: 0,
-    };
-    let child = process::spawn(
-        Request {
-            command,
-            lifetime: Lifetime::Tied,
-            output,
-        },
-        |_| (),
-    )
-    .map_err(|error| daemon::exit::chain(&error))?;
-    let exit = child.wait(VERSION_TIMEOUT);
-    let lines = process::log::tail(log.path(), 40);
-    match exit {
-        Some(exit) if exit.is_success() => Ok(find_version(&lines, prefix)),
-        Some(exit) => Err(format!(
-            "it {exit} when asked for its version: {}",
-            lines.join(" | ")
-        )),
-        None => Err(format!(
-            "it did not tell its version within {} s",
-            VERSION_TIMEOUT.as_secs()
-        )),
-    }
-}
-
-fn find_version(lines: &[String], prefix: &str) -> String {
-    let found = lines.iter().find_map(|line| line.trim().strip_prefix(prefix));
-    found
-        .or(lines.first().map(String::as_str))
-        .unwrap_or("unknown")
-        .trim()
-        .chars()
-        .take(100)
-        .collect()
 }

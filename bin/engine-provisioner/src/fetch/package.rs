@@ -13,10 +13,11 @@ use super::engine::EngineError;
 use super::run::{on_path, run};
 use crate::recipe::PythonPackage;
 
-/// The package's source archive, from the cache or the index.
+/// The package's source archive, from the cache or the index. `work` is an empty directory that is removed afterwards.
 pub(super) async fn get_package(
     package: &PythonPackage,
     cache_dir: &Path,
+    work: &Path,
     log: &Path,
     progress: &Progress,
 ) -> Result<PathBuf, EngineError> {
@@ -36,12 +37,17 @@ pub(super) async fn get_package(
         None,
     );
     let python = on_path("python3").ok_or(EngineError::NoPython)?;
-    let work = tempfile::tempdir().map_err(EngineError::Temporary)?;
-    let requirements = write_requirements(work.path(), package).map_err(EngineError::Temporary)?;
-    let download = work.path().join("download");
+    let kept = |source| EngineError::Keep {
+        path: work.to_owned(),
+        source,
+    };
+    let requirements = write_requirements(work, package).map_err(kept)?;
+    let download = work.join("download");
     let pip = |stand_in: bool| {
         let mut command = Command::new(&python);
         command.args(["-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]);
+        // What a pip that is killed leaves lies where the next one clears up.
+        command.env("TMPDIR", work);
         command.args(["--disable-pip-version-check", "--no-cache-dir", "--no-input"]);
         command
             .arg("--dest")
@@ -51,7 +57,7 @@ pub(super) async fn get_package(
         if stand_in {
             command
                 .arg("--no-build-isolation")
-                .env("PYTHONPATH", work.path().join("stand-in"));
+                .env("PYTHONPATH", work.join("stand-in"));
         }
         command
     };

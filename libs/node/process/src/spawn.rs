@@ -51,6 +51,8 @@ pub enum Output {
         /// Gets each line as well.
         on_line: Option<LineTap>,
     },
+    /// Each line to whoever wants it, and nowhere else. Only for a tied child.
+    Lines(LineTap),
     /// Straight to the end of a file, which is emptied first when it is larger than `bytes_max`.
     File {
         /// The file.
@@ -89,6 +91,9 @@ pub enum SpawnError {
         /// Why.
         source: io::Error,
     },
+    /// There is no pipe to be had.
+    #[error("cannot make a pipe")]
+    Pipe(#[source] io::Error),
     /// There is no thread to be had.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -333,6 +338,18 @@ fn connect_output(command: &mut Command, output: Output) -> Result<Option<Pump>,
             command.stdout(Stdio::null()).stderr(Stdio::null());
             Ok(None)
         }
+        Output::Lines(on_line) => {
+            let (reader, writer) = io::pipe().map_err(SpawnError::Pipe)?;
+            command
+                .stdout(writer.try_clone().map_err(SpawnError::Pipe)?)
+                .stderr(writer);
+            Ok(Some(Pump {
+                reader,
+                log: None,
+                on_line: Some(on_line),
+                line: Vec::new(),
+            }))
+        }
         Output::File { path, bytes_max } => {
             let open = || -> io::Result<_> {
                 if let Some(parent) = path.parent() {
@@ -371,7 +388,7 @@ fn connect_output(command: &mut Command, output: Output) -> Result<Option<Pump>,
             command.stdout(stdout).stderr(stderr);
             Ok(Some(Pump {
                 reader,
-                log,
+                log: Some(log),
                 on_line,
                 line: Vec::new(),
             }))
@@ -422,7 +439,7 @@ fn die_with(_parent: Pid) -> io::Result<()> {
 /// Carries a child's output into its log.
 struct Pump {
     reader: PipeReader,
-    log: BoundedLog,
+    log: Option<BoundedLog>,
     on_line: Option<LineTap>,
     line: Vec<u8>,
 }
@@ -438,10 +455,9 @@ impl Pump {
                 Err(_) => break,
             };
             // A full disk must not stop the engine: its output is then lost, and read all the same.
-            let _ = self.log.write_all(&buffer[..count]);
+            let _ = self.log.as_mut().map(|log| log.write_all(&buffer[..count]));
             self.tap(&buffer[..count]);
         }
-        let _ = self.log.flush();
         self.end_line();
     }
 

@@ -223,3 +223,60 @@ impl Replica {
             .min()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pool_registry_types::{Dialect, PoolKind};
+
+    use super::*;
+
+    fn check(node_draining: bool, pool_draining: bool, state: ReplicaState, expect: ReplicaState) {
+        let own = ControlPlaneId::new("own").unwrap();
+        let leases = [("own", 1), ("other", 2), ("dead", 3)]
+            .map(|(id, slots)| (ControlPlaneId::new(id).unwrap(), slots));
+        let replica = ReplicaReport {
+            replica_id: ReplicaId::new("r0").unwrap(),
+            state,
+            engine: "llamacpp".to_owned(),
+            engine_version: "b1".to_owned(),
+            models: Vec::new(),
+            dialects: vec![Dialect::Messages],
+            cancel_on_stream_only: true,
+            slots_total: 8,
+            slots_free: 2,
+            leases: leases.into_iter().collect(),
+            vram_free_bytes: 7,
+            last_error: None,
+        };
+        let pool = PoolReport {
+            pool_id: PoolId::new("p").unwrap(),
+            kind: PoolKind::Engine,
+            ready: true,
+            draining: pool_draining,
+            slots_total: 8,
+            slots_free: 2,
+            vram_total_bytes: 0,
+            vram_free_bytes: 0,
+            last_error: None,
+            replicas: Vec::new(),
+        };
+        let node = NodeId::new("n").unwrap();
+        let update = ReplicaUpdate::from_report(&node, "http://n:9200", node_draining, &pool, &replica, &own);
+        let status = ReplicaStatus {
+            state: expect,
+            slots_total: 8,
+            others_busy: 5,
+            vram_free_bytes: 7,
+        };
+        assert_eq!(update.status, status);
+        assert!(update.info.dialects.contains(Dialect::Messages) && update.info.cancel_on_stream_only);
+    }
+
+    #[test]
+    fn our_own_leases_are_counted_here_and_draining_comes_from_above() {
+        check(false, false, ReplicaState::Ready, ReplicaState::Ready);
+        check(true, false, ReplicaState::Ready, ReplicaState::Draining);
+        check(false, true, ReplicaState::Ready, ReplicaState::Draining);
+        check(true, true, ReplicaState::Failed, ReplicaState::Failed);
+    }
+}

@@ -1,6 +1,7 @@
 //! Replicas come, change and go; time passes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pool_registry_types::{NodeId, PoolId, ReplicaId};
 
@@ -9,6 +10,9 @@ use crate::arena::Key;
 use crate::life::{Life, Wait};
 use crate::replica::Breaker;
 use crate::{Lease, Moment, Refusal, ReplicaKey, ReplicaUpdate, TaskKey};
+
+/// Nothing is looked at more often than this, whatever the settings say.
+const LOOK_AGAIN_MIN: Duration = Duration::from_millis(10);
 
 impl Scheduler {
     /// Adds a replica or takes its newer report.
@@ -142,7 +146,7 @@ impl Scheduler {
             && next_probe <= now
         {
             let wait = self.settings.probe_min * 2u32.saturating_pow((probes + 1).min(16));
-            let next_probe = now + wait.min(self.settings.probe_max);
+            let next_probe = now + wait.min(self.settings.probe_max).max(LOOK_AGAIN_MIN);
             replica.breaker = Breaker::Open {
                 next_probe,
                 probes: probes + 1,
@@ -163,18 +167,19 @@ impl Scheduler {
             return;
         }
         let patience = self.settings.pool_unready_wait;
-        let unready_since = if self.fleet.any_ready(task.wants()) {
-            now
+        let look_again = if self.fleet.any_ready(task.wants()) {
+            now + patience.max(LOOK_AGAIN_MIN)
         } else {
-            self.unready_since(key, wait)
+            self.unready_since(key, wait) + patience
         };
-        if unready_since + patience <= now {
+        if look_again <= now {
             self.end_waiting(key, Refusal::PoolUnavailable, effects);
             return;
         }
         let task = &mut self.tasks[key];
-        let due = unready_since + patience;
-        let due = task.deadline.map_or(due, |deadline| deadline.min(due));
+        let due = task
+            .deadline
+            .map_or(look_again, |deadline| deadline.min(look_again));
         task.life = Life::Queued(Wait { due, ..wait });
         self.timers.remove(&(wait.due, key));
         self.timers.insert((due, key));

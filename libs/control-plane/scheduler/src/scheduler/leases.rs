@@ -70,6 +70,10 @@ impl Scheduler {
     ) -> Result<(), StaleLease> {
         let hold = self.held(lease)?;
         self.end(lease.task.0);
+        if outcome == Outcome::Completed {
+            // Here a slot is surely free: its node saw the same end. After a cancel its engine may still be busy.
+            self.fleet.replicas[hold.replica].hold_off.until = None;
+        }
         self.give_back(now, hold, outcome != Outcome::Failed, effects);
         Ok(())
     }

@@ -408,6 +408,44 @@ fn a_refused_slot_is_left_alone_with_growing_waits() {
 }
 
 #[test]
+fn an_own_task_that_completes_ends_the_wait_after_a_refusal() {
+    let mut bench = Bench::new(Settings::default());
+    bench.up(slots(replica("n1", "p", "r0", "m"), 2));
+    let (held, refused) = (bench.placed(&model("m")), bench.placed(&model("m")));
+    let answer = bench
+        .scheduler
+        .refused(bench.now, refused.lease, &mut bench.effects);
+    assert!(matches!(answer, Ok(Admission::Queued(..))));
+    bench.release(held.lease);
+    assert_eq!(bench.one_placed().lease.task(), refused.lease.task());
+}
+
+#[test]
+fn impatient_settings_neither_spin_nor_end_what_only_waits_for_its_turn() {
+    let zero = ms(0);
+    let mut bench = Bench::new(Settings {
+        pool_unready_wait: zero,
+        probe_min: zero,
+        probe_max: zero,
+        ..Settings::default()
+    });
+    let key = bench.up(slots(replica("n1", "p", "r0", "m"), 1));
+    let _held = bench.placed(&model("m"));
+    let waiting = bench.queued(&model("m"));
+    bench.tick(ms(1));
+    assert!(bench.take().is_empty());
+    bench.scheduler.take_out(bench.now, key, &mut bench.effects);
+    bench.tick(ms(20));
+    let effects = bench.take();
+    assert!(
+        effects.iter().any(
+            |effect| matches!(effect, Effect::Ended(task, Refusal::PoolUnavailable) if *task == waiting)
+        )
+    );
+    assert!(bench.scheduler.next_due().is_some_and(|due| due > bench.now));
+}
+
+#[test]
 fn slots_of_other_control_planes_count_for_a_while() {
     let mut bench = Bench::new(Settings::default());
     let mut update = slots(replica("n1", "p", "r0", "m"), 2);

@@ -110,7 +110,7 @@ impl Collector for DoorMetrics {
         for (name, help, value) in POOL_GAUGES {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for pool in &pools {
-                let labels = [("pool", pool.pool_id.as_str())];
+                let labels = [("pool_id", pool.pool_id.as_str())];
                 let gauge = ConstGauge::new(i64::try_from(value(pool)).unwrap_or(i64::MAX));
                 gauge.encode(family.encode_family(&labels)?)?;
             }
@@ -122,8 +122,8 @@ impl Collector for DoorMetrics {
             for (outcome, count) in counts {
                 let pool = replica.pool_id.as_str();
                 let labels = [
-                    ("pool", pool),
-                    ("replica", replica.replica_id.as_str()),
+                    ("pool_id", pool),
+                    ("replica_id", replica.replica_id.as_str()),
                     ("outcome", outcome),
                 ];
                 ConstCounter::new(count.load(Ordering::Relaxed)).encode(family.encode_family(&labels)?)?;

@@ -67,7 +67,7 @@ pub struct DoorBody {
 /// The engine's connection broke in the middle of an answer.
 #[derive(Debug, thiserror::Error)]
 #[error("the engine's answer broke off")]
-pub struct DoorBodyError(#[source] pub(crate) hyper::Error);
+pub struct DoorBodyError(#[source] pub(crate) upstream::EngineBodyError);
 
 impl DoorBody {
     pub(super) fn new(inner: EngineBody, lease: Lease) -> Self {

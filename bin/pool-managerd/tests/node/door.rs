@@ -1,13 +1,8 @@
 //! The door, with fake engines on loopback: fakes, because real engines do not fail at the moment a test wants it.
 
-#![expect(clippy::unwrap_used, reason = "a broken assumption fails the test")]
-
-#[path = "support/bench.rs"]
-mod bench;
-
 use std::time::{Duration, Instant};
 
-use bench::{Bench, behaviour, call, fake, fake_on, free_port, next, until};
+use crate::bench::{Bench, behaviour, call, fake, fake_on, free_port, next, until};
 use http_body_util::BodyExt;
 use pool_managerd::DoorError;
 use pool_registry_types::ReplicaState;
@@ -73,7 +68,7 @@ async fn slots_are_granted_once_and_given_back() {
     let refused = bench.call("r0", slow).await.map(|_| ()).unwrap_err();
     assert_eq!(refused.as_error_code(), ErrorCode::ReplicaExhausted);
     let pool = bench.free("p", 0).await;
-    assert_eq!(pool.replicas[0].leases[&bench::holder()], 2);
+    assert_eq!(pool.replicas[0].leases[&crate::bench::holder()], 2);
     drop(one);
     bench.free("p", 1).await;
     drop(two);
@@ -99,8 +94,8 @@ async fn a_slot_whose_task_the_engine_still_works_on_is_not_free() {
     bench.announce("p", "r0", &engine.url(), None);
     bench.ready("p").await;
     let (pool, replica) = ("p".parse().unwrap(), "r0".parse().unwrap());
-    let request = bench::chat("chunks=40 interval_ms=20", false);
-    let holder = bench::holder();
+    let request = crate::bench::chat("chunks=40 interval_ms=20", false);
+    let holder = crate::bench::holder();
     let asked = bench.door().call(&pool, &replica, &holder, request);
     let left = tokio::time::timeout(Duration::from_millis(150), asked).await;
     assert!(left.is_err(), "the caller leaves before the answer");
@@ -316,7 +311,7 @@ async fn reports_follow_changes() {
     let engine = fake(1);
     bench.announce("p", "r0", &engine.url(), None);
     let seen = tokio::time::timeout(
-        bench::LONG,
+        crate::bench::LONG,
         reports.wait_for(|pools| pools.iter().any(|pool| pool.ready)),
     )
     .await;
@@ -327,15 +322,21 @@ async fn reports_follow_changes() {
         .unwrap()
         .into_body();
     next(&mut body).await;
-    tokio::time::timeout(bench::LONG, reports.wait_for(|pools| pools[0].slots_free == 0))
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(
+        crate::bench::LONG,
+        reports.wait_for(|pools| pools[0].slots_free == 0),
+    )
+    .await
+    .unwrap()
+    .unwrap();
     drop(body);
-    tokio::time::timeout(bench::LONG, reports.wait_for(|pools| pools[0].slots_free == 1))
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(
+        crate::bench::LONG,
+        reports.wait_for(|pools| pools[0].slots_free == 1),
+    )
+    .await
+    .unwrap()
+    .unwrap();
 }
 
 #[tokio::test]

@@ -1,8 +1,6 @@
 //! The `pool-managerd` program: its settings, its server, its end; with fake engines, and with the real one where the
 //! demo model and the engine are at hand.
 
-#![expect(clippy::unwrap_used, reason = "a broken assumption fails the test")]
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -10,19 +8,17 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use fake_engine::{FakeEngine, Settings as FakeSettings};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use pool_registry_types::{Handoff, NODE_REFUSAL_HEADER, PoolReport, PoolStatus, RegisterRequest};
 use upstream::{ConnectOptions, NodeBody, NodeClient};
 
-/// Longer than anything here takes, also on a busy machine.
-const LONG: Duration = Duration::from_secs(60);
+use crate::bench::{LONG, fake};
 
 /// A daemon in a directory of its own. Killed when dropped.
-struct Daemon {
-    root: tempfile::TempDir,
-    child: Child,
+pub(crate) struct Daemon {
+    pub(crate) root: tempfile::TempDir,
+    pub(crate) child: Child,
     address: String,
     scheme: &'static str,
 }
@@ -40,11 +36,11 @@ fn program(root: &Path, args: &[&str], environment: &[(&str, &str)]) -> Command 
 }
 
 impl Daemon {
-    fn start(args: &[&str], environment: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(args: &[&str], environment: &[(&str, &str)]) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), args, environment)
     }
 
-    fn start_in(root: tempfile::TempDir, args: &[&str], environment: &[(&str, &str)]) -> Self {
+    pub(crate) fn start_in(root: tempfile::TempDir, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut all = vec![
             "--addr",
             "127.0.0.1:0",
@@ -84,7 +80,13 @@ impl Daemon {
         }
     }
 
-    fn client(&self) -> NodeClient {
+    /// Another one in the same directory, after this one has ended.
+    pub(crate) fn again(mut self, args: &[&str]) -> Self {
+        let root = std::mem::replace(&mut self.root, tempfile::tempdir().unwrap());
+        Self::start_in(root, args, &[])
+    }
+
+    pub(crate) fn client(&self) -> NodeClient {
         let origin = format!("{}://{}", self.scheme, self.address).parse().unwrap();
         NodeClient::new(origin, ConnectOptions::default())
     }
@@ -95,7 +97,7 @@ impl Daemon {
         handoff_watcher::write(&self.root.path().join(".runtime/engines"), &handoff).unwrap();
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(
             Command::new("kill")
@@ -106,7 +108,7 @@ impl Daemon {
         );
     }
 
-    fn ended(&mut self) -> Option<i32> {
+    pub(crate) fn ended(&mut self) -> Option<i32> {
         let deadline = Instant::now() + LONG;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -118,7 +120,7 @@ impl Daemon {
     }
 
     /// Waits for the pool to be as `good` says.
-    async fn until(
+    pub(crate) async fn until(
         &self,
         client: &NodeClient,
         pool: &str,
@@ -151,7 +153,13 @@ impl Drop for Daemon {
     }
 }
 
-async fn send(client: &NodeClient, method: &str, path: &str, token: &str, body: &str) -> Response<NodeBody> {
+pub(crate) async fn send(
+    client: &NodeClient,
+    method: &str,
+    path: &str,
+    token: &str,
+    body: &str,
+) -> Response<NodeBody> {
     let mut request = Request::builder()
         .method(method)
         .uri(path)
@@ -166,20 +174,9 @@ async fn send(client: &NodeClient, method: &str, path: &str, token: &str, body: 
         .unwrap()
 }
 
-async fn read(response: Response<NodeBody>) -> (u16, Bytes) {
+pub(crate) async fn read(response: Response<NodeBody>) -> (u16, Bytes) {
     let status = response.status().as_u16();
     (status, response.into_body().collect().await.unwrap().to_bytes())
-}
-
-fn fake(slots: u32) -> FakeEngine {
-    let settings = FakeSettings {
-        slots,
-        ..FakeSettings::default()
-    };
-    std::thread::spawn(|| FakeEngine::start(settings))
-        .join()
-        .unwrap()
-        .unwrap()
 }
 
 fn chat(prompt: &str) -> String {
@@ -267,12 +264,12 @@ async fn the_rooms_want_the_token_and_answer_plainly() {
     for line in [
         "pool_handoff_files_processed_total",
         "pool_handoff_processing_duration_ms_bucket",
-        "pool_slots_total{pool=\"pool-0\"} 4",
-        "pool_slots_free{pool=\"pool-0\"} 4",
-        "pool_vram_total_bytes{pool=\"pool-0\"}",
-        "pool_vram_free_bytes{pool=\"pool-0\"}",
-        "pool_health_checks_total{pool=\"pool-0\",replica=\"r0\",outcome=\"well\"}",
-        "pool_ready{pool=\"pool-0\"} 1",
+        "pool_slots_total{pool_id=\"pool-0\"} 4",
+        "pool_slots_free{pool_id=\"pool-0\"} 4",
+        "pool_vram_total_bytes{pool_id=\"pool-0\"}",
+        "pool_vram_free_bytes{pool_id=\"pool-0\"}",
+        "pool_health_checks_total{pool_id=\"pool-0\",replica_id=\"r0\",outcome=\"well\"}",
+        "pool_ready{pool_id=\"pool-0\"} 1",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }

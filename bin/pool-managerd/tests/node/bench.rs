@@ -11,7 +11,7 @@ use pool_managerd::{Door, DoorBody, DoorError, Launch, Node, NodeConfig, NodeHan
 use pool_registry_types::{ControlPlaneId, Handoff, PoolId, PoolReport, ReplicaId};
 
 /// Longer than anything here takes, also on a busy machine.
-pub(crate) const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// A node with a runtime directory of its own.
 pub(crate) struct Bench {

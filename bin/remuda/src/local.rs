@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use daemon::config::{self, Sources};
 use daemon::shutdown::{Drained, Shutdown};
+use daemon::telemetry::Telemetry;
 use engine_provisioner::{EngineStatus, Phase};
 use orchestratord::{ControlPlane, LocalNode, Settings};
 use pool_managerd::{Launch, Node, NodeConfig, NodeHandle, PoolSettings, StartError};
@@ -28,6 +29,8 @@ const RUNS_MAX: u32 = 64;
 const READY_INTERVAL: Duration = Duration::from_millis(10);
 /// How long the engine may take to end after the last answer.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the last spans may take.
+const LAST_SPANS_TIMEOUT: Duration = Duration::from_secs(2);
 /// The recipe of engines that are started without being named.
 const ENGINE: &str = "llamacpp";
 /// Where handoffs lie unless the settings say otherwise; a run never uses it.
@@ -51,6 +54,7 @@ pub(crate) struct Local {
     node: NodeHandle,
     control_plane: ControlPlane,
     shutdown: Shutdown,
+    telemetry: Option<Telemetry>,
     /// Whether the demo model is what answers.
     pub(crate) is_demo: bool,
 }
@@ -60,7 +64,7 @@ impl Local {
     pub(crate) fn start(wanted: Wanted) -> Result<Self> {
         let loaded = config::load::<Settings>(&Sources::with_arguments(&wanted.flags))?;
         let mut settings = loaded.settings;
-        init_logs(&mut settings, wanted.for_one_run)?;
+        let telemetry = init_logs(&mut settings, wanted.for_one_run)?;
         let from_settings = match wanted.for_one_run || wanted.model.is_some() {
             true => Vec::new(),
             false => loaded
@@ -90,6 +94,7 @@ impl Local {
             node,
             control_plane,
             shutdown,
+            telemetry,
             is_demo,
         })
     }
@@ -140,6 +145,7 @@ impl Local {
     pub(crate) async fn run(self) -> Result<()> {
         let drained = self.control_plane.run().await;
         self.node.shutdown(STOP_TIMEOUT, true).await;
+        send_last_spans(self.telemetry).await;
         Ok(self.shutdown.outcome(drained)?)
     }
 
@@ -149,6 +155,7 @@ impl Local {
         let ending = async {
             let _: Drained = self.control_plane.run().await;
             self.node.shutdown(STOP_TIMEOUT, true).await;
+            send_last_spans(self.telemetry).await;
         };
         // Whoever presses Ctrl-C again does not want to wait; the kernel ends the engine with this process.
         tokio::select! {
@@ -172,16 +179,23 @@ pub(crate) fn engine_failure(status: &EngineStatus) -> Failure {
 }
 
 /// Logs go to standard error. People who typed `run` see them only when they have asked; `up` shows what matters.
-fn init_logs(settings: &mut Settings, for_one_run: bool) -> Result<()> {
+fn init_logs(settings: &mut Settings, for_one_run: bool) -> Result<Option<Telemetry>> {
     let asked = std::env::var_os("REMUDA_LOG").is_some_and(|value| !value.is_empty());
     if for_one_run && !asked {
-        return Ok(());
+        return Ok(None);
     }
     if !asked && settings.telemetry.log == "info" {
         "warn".clone_into(&mut settings.telemetry.log);
     }
-    daemon::telemetry::init("remuda", &settings.telemetry)?;
-    Ok(())
+    Ok(Some(daemon::telemetry::init("remuda", &settings.telemetry)?))
+}
+
+async fn send_last_spans(telemetry: Option<Telemetry>) {
+    if let Some(telemetry) = telemetry {
+        let sent = tokio::task::spawn_blocking(|| telemetry.shutdown(LAST_SPANS_TIMEOUT));
+        // A panic there has been printed, and nothing waits for the spans.
+        let _ = sent.await;
+    }
 }
 
 /// The one pool that is started when the settings name none.

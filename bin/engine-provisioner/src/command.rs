@@ -45,6 +45,7 @@ pub(crate) fn command(
     }
     command.args(&spec.extra_args);
     without_secrets(&mut command);
+    command.envs(&start.env);
     if gpu_mask != "all" {
         // An empty list hides every GPU.
         let mask = if gpu_mask == "none" { "" } else { gpu_mask };
@@ -156,7 +157,7 @@ mod tests {
         );
         assert!(args.contains("--parallel 4 --ctx-size 4000"), "{args}");
         assert!(
-            !args.contains("--threads") && !args.contains("--device") && env.is_empty(),
+            !args.contains("--threads") && !args.contains("--device") && env.len() == 1,
             "{args}"
         );
         let (args, env) = check(

@@ -82,6 +82,9 @@ pub struct Start {
     /// The environment variables that keep the engine to some of the GPUs.
     #[serde(default)]
     pub gpu_mask_env: Vec<String>,
+    /// Environment variables that it always gets.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
     /// Added when it may use no GPU.
     #[serde(default)]
     pub gpu_none_args: Vec<String>,

@@ -2,9 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use crate::server::{Reply, Server};
 use crate::support::{LONG, Setup, ask, identity, kill_9};
 use engine_provisioner::life::Policy;
-use engine_provisioner::{EngineSpec, EngineStatus, InProcess, Phase, Supervision, supervise};
+use engine_provisioner::recipe::Recipe;
+use engine_provisioner::{
+    EngineSpec, EngineStatus, InProcess, Phase, Progress, Supervision, get_engine, supervise,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -233,4 +237,53 @@ async fn a_handoff_that_cannot_be_written_is_written_later() {
     assert_eq!(setup.handoff().unwrap().pid, told.pid);
     stop.cancel();
     status_when(&mut status, |status| status.phase == Phase::Stopped).await;
+}
+
+#[tokio::test]
+async fn a_model_from_the_hub_is_pulled_once_and_served() {
+    let mut setup = Setup::new();
+    let Some(mut spec) = setup.real_spec() else { return };
+    let content = std::fs::read(&spec.model).unwrap();
+    let recipe = Recipe::load("llamacpp", None).unwrap();
+    let engine = get_engine(&recipe, &setup.settings, None, None, &Progress::none())
+        .await
+        .unwrap();
+    setup.settings.engine_program = Some(engine.program);
+    let digest = model_store::Digest::of(&content);
+    let hub = Server::start(move |request| {
+        let reply = match request.path.as_str() {
+            "/org/repo/resolve/main/Tiny.gguf" => Reply::range(request, &content).cut_after(200_000),
+            _ => Reply::new(404, ""),
+        };
+        reply.header("X-Linked-Etag", format!("\"{digest}\""))
+    });
+    setup.settings.hub_endpoint = hub.url("");
+    setup.settings.cache_dir = Some(setup.directory.path().join("cache"));
+    spec.model = "hf:org/repo/Tiny.gguf".to_owned();
+    for spec in [
+        spec.clone(),
+        EngineSpec {
+            model: "Tiny".to_owned(),
+            ..spec
+        },
+    ] {
+        let engine = InProcess::start(spec, setup.settings.clone()).unwrap();
+        let url = ready(&engine).await.url.unwrap();
+        assert_eq!(setup.handoff().unwrap().model.as_deref(), Some("Tiny"));
+        let answer = tokio::task::spawn_blocking(move || ask(&url, "9*9"))
+            .await
+            .unwrap();
+        assert_eq!(answer, "81");
+        engine.stop();
+        engine.stopped().await;
+    }
+    let gets = hub
+        .asked()
+        .iter()
+        .filter(|request| request.method == "GET")
+        .count();
+    assert!(
+        (2..10).contains(&gets),
+        "cut and resumed, and not asked again: {gets}"
+    );
 }

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use daemon::metrics::check_documented;
 use remuda_tests::{Deadline, System, eventually_async, pool_toml};
 
+/// What every program of these tests has.
+const TOKEN: &str = "a-token-for-tests";
+
 fn document() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md")
 }
@@ -41,5 +44,7 @@ async fn metrics_are_documented() {
     assert_eq!(refused.status(), 429);
 
     check("orchestratord", || plane.get("/metrics")).await;
-    check("pool-managerd", || node.get("/metrics")).await;
+    let http = reqwest::Client::new();
+    let nodes = format!("{}/metrics", node.url);
+    check("pool-managerd", || http.get(&nodes).bearer_auth(TOKEN)).await;
 }

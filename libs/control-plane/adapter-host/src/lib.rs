@@ -36,7 +36,9 @@ mod watch;
 
 pub use assemble::{Assembler, STREAM_LEN_MAX};
 pub use dialect::{DIALECTS, can_stream, dialect_of_path, is_anthropic, path_of_dialect};
-pub use error::{ENGINE_ERROR_LEN_MAX, Verdict, engine_error, error_body, error_event, judge_engine_response};
+pub use error::{
+    ENGINE_ERROR_LEN_MAX, Verdict, engine_error, error_body, error_event, judge_engine_response,
+};
 pub use models::{ListedModel, model_body, models_body, wants_anthropic};
 pub use prefix::{PREFIX_HASHES_MAX, PrefixHashes};
 pub use request::{MODEL_LEN_MAX, RequestFacts, RequestRules, read_request};

@@ -1,7 +1,7 @@
 //! Watching a stream that is passed on as it comes.
 //!
 //! ```text
-//! chunk ──▶ client            (untouched)
+//! chunk ──▶ client            (untouched; the beginning of an event waits for its end)
 //!   └─────▶ StreamWatch ──▶ did the dialect's own end come? an error? what did it cost?
 //! ```
 //!
@@ -15,6 +15,7 @@
 
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use memchr::memmem::Finder;
 use pool_registry_types::Dialect;
 use task_api::ApiError;
@@ -26,6 +27,9 @@ use crate::sse::{Field, Lines};
 /// How much of a line is looked at, in bytes. The longest lines are the last events of `/v1/responses`, which repeat
 /// the whole answer; the usage of a longer one is not found, and the tokens counted on the way stand in for it.
 const LINE_WATCHED_MAX: usize = 256 * 1024;
+
+/// How much of an event is held back until its end comes, in bytes. A longer one goes out in pieces.
+const HELD_LEN_MAX: usize = 64 * 1024;
 
 /// Errors in a stream have no status of their own.
 pub(crate) const STATUS_IN_STREAM: u16 = 502;
@@ -59,7 +63,7 @@ pub enum StreamEnd {
     Error(ApiError),
     /// Without either: the engine or something before it went away. The client has to be told.
     Cut {
-        /// The client has the beginning of an event whose end never came.
+        /// An event had begun whose end never came.
         mid_event: bool,
     },
 }
@@ -79,6 +83,10 @@ pub struct StreamWatch {
     /// Chunks with content so far.
     contents: u64,
     usage: TokenUsage,
+    /// The beginning of an event that the client does not have yet.
+    held: Vec<u8>,
+    /// The client has the beginning of the event at hand.
+    is_halved: bool,
 }
 
 /// What an event is for, in the dialects that say so (`/v1/responses`, `/v1/messages`).
@@ -121,7 +129,61 @@ impl StreamWatch {
             error: None,
             contents: 0,
             usage: TokenUsage::default(),
+            held: Vec::new(),
+            is_halved: false,
         }
+    }
+
+    /// Looks at a chunk and gives what the client may have of it: whole events, so that a client whose engine dies in
+    /// the middle of one gets an error that it can read. What is held back comes with a later chunk.
+    ///
+    /// A chunk of whole events, which is nearly every one, goes through as it is.
+    pub fn relay(&mut self, chunk: Bytes) -> Bytes {
+        let complete_len = self.feed(&chunk);
+        if self.held.is_empty() && complete_len == chunk.len() {
+            self.is_halved = false;
+            return chunk;
+        }
+        let (whole, begun) = chunk.split_at(complete_len);
+        let fits = !self.is_halved || complete_len > 0;
+        let held_len = if complete_len > 0 {
+            begun.len()
+        } else {
+            self.held.len() + begun.len()
+        };
+        let holds = fits && held_len <= HELD_LEN_MAX;
+        self.is_halved = !holds;
+        if !holds {
+            // All of it goes out.
+            return if self.held.is_empty() {
+                chunk
+            } else {
+                self.released(&chunk)
+            };
+        }
+        let out = match (self.held.is_empty(), whole.is_empty()) {
+            (_, true) => Bytes::new(),
+            (true, false) => chunk.slice(..complete_len),
+            (false, false) => self.released(whole),
+        };
+        self.held.extend_from_slice(begun);
+        out
+    }
+
+    fn released(&mut self, more: &[u8]) -> Bytes {
+        let mut out = std::mem::take(&mut self.held);
+        out.extend_from_slice(more);
+        out.into()
+    }
+
+    /// What [`relay`](Self::relay) has held back: the client's when the stream turns out to have ended well.
+    pub fn held_back(&mut self) -> Bytes {
+        self.released(b"")
+    }
+
+    /// Whether the client has the beginning of an event whose end has not come.
+    pub fn is_halved(&self) -> bool {
+        self.is_halved
     }
 
     /// Looks at a chunk. Gives how many of its bytes belong to complete events: who holds the rest back until its end
@@ -638,7 +700,54 @@ mod tests {
         assert_eq!(watch.finish(), StreamEnd::Complete);
     }
 
+    #[test]
+    fn an_event_is_passed_on_as_a_whole() {
+        let mut watch = StreamWatch::new(CHAT);
+        let mut relay = |chunk: &'static str| watch.relay(Bytes::from_static(chunk.as_bytes()));
+        assert_eq!(relay("data: a\n\n"), "data: a\n\n");
+        assert_eq!(relay("data: b\n\nda"), "data: b\n\n");
+        assert_eq!(relay("ta: "), "");
+        assert_eq!(relay("c\n"), "");
+        assert_eq!(relay("\ndata: d\n\nx"), "data: c\n\ndata: d\n\n");
+        assert_eq!(watch.finish(), CUT_INSIDE);
+        assert!(!watch.is_halved());
+        assert_eq!(watch.held_back(), "x");
+    }
+
+    #[test]
+    fn a_long_event_goes_out_in_pieces() {
+        let mut watch = StreamWatch::new(CHAT);
+        let mut relay = |chunk: Vec<u8>| (watch.relay(Bytes::from(chunk)).len(), watch.is_halved());
+        assert_eq!(relay(vec![b'x'; HELD_LEN_MAX]), (0, false));
+        assert_eq!(relay(vec![b'x'; 1]), (HELD_LEN_MAX + 1, true));
+        assert_eq!(relay(vec![b'x'; 5]), (5, true));
+        assert_eq!(relay(b"x\n\nda".to_vec()), (3, false));
+        assert_eq!(relay(b"ta: 1\n\n".to_vec()), (9, false));
+        assert_eq!(relay(vec![b'x'; HELD_LEN_MAX + 1]), (HELD_LEN_MAX + 1, true));
+        assert_eq!(relay(b"\n\n".to_vec()), (2, false));
+    }
+
     proptest! {
+        #[test]
+        fn nothing_is_lost_and_nothing_halved(
+            events in proptest::collection::vec(("[a-z]{0,9}", prop_oneof![Just("\n"), Just("\r"), Just("\r\n")]), 0..8),
+            tail in "[a-z]{0,5}",
+            chunk_len in 1usize..20,
+        ) {
+            let end: String = events.iter().map(|(data, end)| format!("data: {data}{end}{end}")).collect();
+            let stream = end.clone() + &tail;
+            let mut watch = StreamWatch::new(CHAT);
+            let mut passed = Vec::new();
+            for chunk in stream.as_bytes().chunks(chunk_len) {
+                passed.extend_from_slice(&watch.relay(Bytes::copy_from_slice(chunk)));
+                prop_assert!(!watch.is_halved());
+            }
+            prop_assert!(passed.len() <= end.len());
+            prop_assert!(passed.len() + 1 >= end.len(), "a line feed after a return may come late");
+            passed.extend_from_slice(&watch.held_back());
+            prop_assert_eq!(passed, stream.into_bytes());
+        }
+
         #[test]
         fn cuts_make_no_difference(
             pieces in proptest::collection::vec(

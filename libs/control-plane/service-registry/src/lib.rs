@@ -14,7 +14,7 @@
 //! Invariants:
 //! - A report that is older than one already believed changes nothing, in whatever order they arrive: by sequence
 //!   within one incarnation, by incarnation between restarts, and per pool, because a callback speaks of one pool only.
-//! - A node that is late is used as before; only [`NodeState::Offline`] takes its replicas away. One lost heartbeat
+//! - A node that is late is used as before; only `NodeState::Offline` takes its replicas away. One lost heartbeat
 //!   moves nothing.
 //! - A report that says nothing new yields no change, and its cost does not depend on how many nodes there are.
 //!

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 /// The longest identifier, in bytes.
-pub(crate) const ID_LEN_MAX: usize = 128;
+pub const ID_LEN_MAX: usize = 128;
 
 /// Why a text is no identifier.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

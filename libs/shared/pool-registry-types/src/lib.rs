@@ -13,7 +13,7 @@ mod report;
 
 pub use capabilities::{Capabilities, Gpu};
 pub use handoff::{HANDOFF_SCHEMA, Handoff};
-pub use id::{ControlPlaneId, IdError, MachineId, NodeId, PoolId, ReplicaId};
+pub use id::{ControlPlaneId, ID_LEN_MAX, IdError, MachineId, NodeId, PoolId, ReplicaId};
 pub use node::{
     CallbackRegistration, HeartbeatRequest, HeartbeatResponse, NodeState, NodeView, PoolCallback,
     PoolCallbackEvent, RegisterRequest, RegisterResponse,

@@ -15,9 +15,6 @@ use super::{cargo, run, shown};
 /// A test that cannot run on this machine appends a line with its name and the reason to the file named here.
 const SKIPPED_FILE_VARIABLE: &str = "REMUDA_TESTS_SKIPPED_FILE";
 
-/// The black-box tests need the built programs; every other test goes before them.
-const BLACK_BOX_PACKAGE: &str = "remuda-tests";
-
 /// How many lines of output may wait to be printed.
 const LINES_WAITING_MAX: usize = 1024;
 
@@ -39,24 +36,23 @@ pub(super) fn get_engine() -> Result<()> {
 
 /// Runs all tests. The first result says how that went, the text is the line that adds everything up.
 pub(super) fn run_all(strict: bool) -> Result<(Result<()>, String)> {
-    // The black-box tests start the programs from the target directory.
-    run(cargo().args(["build", "--workspace", "--bins", "--locked"]))?;
+    // The black-box tests start the programs from the target directory. Tests are built in the same go, because what
+    // they need in addition would otherwise have the programs' dependencies built twice.
+    run(cargo().args(["build", "--workspace", "--bins", "--tests", "--locked"]))?;
 
     let directory = tempfile::tempdir()?;
     let skipped_file = directory.path().join("skipped");
     let mut counts = Counts::default();
-    let groups = [
-        ["--workspace", "--exclude", BLACK_BOX_PACKAGE].as_slice(),
-        &["--package", BLACK_BOX_PACKAGE],
-    ];
-    let mut succeeded = true;
-    for group in groups {
-        let mut command = cargo();
-        command
-            .args(["test", "--locked", "--no-fail-fast", "--color", "never"])
-            .args(group);
-        succeeded &= run_counted(command.env(SKIPPED_FILE_VARIABLE, &skipped_file), &mut counts)?;
-    }
+    let mut command = cargo();
+    command.args([
+        "test",
+        "--workspace",
+        "--locked",
+        "--no-fail-fast",
+        "--color",
+        "never",
+    ]);
+    let succeeded = run_counted(command.env(SKIPPED_FILE_VARIABLE, &skipped_file), &mut counts)?;
 
     let skipped = fs::read_to_string(&skipped_file).unwrap_or_default();
     println!();

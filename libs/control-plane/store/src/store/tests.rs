@@ -331,6 +331,23 @@ async fn a_file_of_a_newer_version_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_no_store_is_left_alone_and_named() {
+    let bench = Bench::new();
+    std::fs::create_dir_all(bench.settings.path.parent().unwrap()).unwrap();
+    let text = "something of somebody else ".repeat(1000);
+    std::fs::write(&bench.settings.path, &text).unwrap();
+    let error = Store::open(bench.settings.clone(), KeyTable::default()).unwrap_err();
+    assert!(error.to_string().contains("deep/remuda.db"), "{error}");
+    assert!(matches!(error, StoreError::Open { .. }), "{error:?}");
+    assert_eq!(std::fs::read_to_string(&bench.settings.path).unwrap(), text);
+    let nowhere = StoreSettings::new(bench.settings.path.join("below/a/file"));
+    assert!(matches!(
+        Store::open_beside(nowhere),
+        Err(StoreError::Make { .. })
+    ));
+}
+
+#[tokio::test]
 async fn a_full_disk_is_told_and_what_can_be_kept_is_written_later() {
     let mut bench = Bench::new();
     bench.settings.queue_max = 64;

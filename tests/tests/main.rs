@@ -1,7 +1,12 @@
 //! Black-box tests: the built programs, real engines, and what may happen to them.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
 mod cancels;
 mod command_line;
+mod faulty_engines;
 mod first_steps;
 mod kills;
 mod metrics;
+mod storms;
+mod walk_through;

@@ -83,8 +83,9 @@ impl FakeEngine {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let listener = runtime.block_on(async { listen(settings.port) })?;
-        let address = listener.local_addr()?;
+        // A socket listens inside its runtime, and a runtime may not be entered from a test's own.
+        let socket = bind(settings.port)?;
+        let address = socket.local_addr()?;
         let shared = Arc::new(Shared {
             slots: settings.slots,
             free: Semaphore::new(settings.slots as usize),
@@ -94,11 +95,22 @@ impl FakeEngine {
             counters: stats::Counters::default(),
         });
         let (stop, stopped) = oneshot::channel();
+        let (listening, is_listening) = std::sync::mpsc::sync_channel(1);
         let served = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("fake-engine".to_owned())
             .spawn(move || {
                 runtime.block_on(async {
+                    let listener = match socket.listen(BACKLOG) {
+                        Ok(listener) => {
+                            let _ = listening.send(Ok(()));
+                            listener
+                        }
+                        Err(error) => {
+                            let _ = listening.send(Err(error));
+                            return;
+                        }
+                    };
                     tokio::select! {
                         () = accept(listener, served) => {}
                         _ = stopped => {}
@@ -107,6 +119,9 @@ impl FakeEngine {
                 // A runtime that is dropped drops its tasks, and they their sockets.
                 drop(runtime);
             })?;
+        is_listening
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the engine's thread has ended")))?;
         Ok(Self {
             address,
             shared,
@@ -174,11 +189,11 @@ impl Shared {
     }
 }
 
-fn listen(port: u16) -> io::Result<TcpListener> {
+fn bind(port: u16) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
-    socket.listen(BACKLOG)
+    Ok(socket)
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {

@@ -15,6 +15,7 @@ mod run;
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pool_registry_types::{PoolId, ReplicaId};
 use process::{Identity, LockFile};
@@ -27,6 +28,10 @@ use crate::recipe::{Recipe, RecipeError};
 use crate::settings::Settings;
 use crate::spec::{EngineSpec, SpecError, check_device_mask};
 use crate::status::{EngineStatus, Phase};
+
+/// How long, and how often, a lock is tried whose holder is not known.
+const CLAIM_ATTEMPTS: usize = 20;
+const CLAIM_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why an engine cannot be kept at all. What only goes wrong on the way shows in the status.
 #[derive(Debug, thiserror::Error)]
@@ -126,13 +131,12 @@ impl Supervision {
         if self.lock.is_some() {
             return Ok(Claim::Ours);
         }
-        let failed = |source| SuperviseError::Lock {
+        let mut lock = match self.take_lock().map_err(|source| SuperviseError::Lock {
             path: self.files.lock.clone(),
             source,
-        };
-        let Some(mut lock) = LockFile::try_acquire(&self.files.lock).map_err(failed)? else {
-            let note = LockFile::note(&self.files.lock).map_err(failed)?;
-            return Ok(Claim::Taken(serde_json::from_str(&note).ok()));
+        })? {
+            Ok(lock) => lock,
+            Err(keeper) => return Ok(Claim::Taken(keeper)),
         };
         let keeper = Keeper {
             pool_id: self.spec.pool_id.clone(),
@@ -141,9 +145,36 @@ impl Supervision {
             identity: Identity::own(),
         };
         let note = serde_json::to_string(&keeper).expect("a keeper is made of texts and numbers");
-        lock.set_note(&note).map_err(failed)?;
+        lock.set_note(&note).map_err(|source| SuperviseError::Lock {
+            path: self.files.lock.clone(),
+            source,
+        })?;
         self.lock = Some(lock);
         Ok(Claim::Ours)
+    }
+
+    /// The lock, or who has it. Whoever only looks whether it is held has it for a moment: that is waited for.
+    fn take_lock(&self) -> io::Result<Result<LockFile, Option<Keeper>>> {
+        for _ in 0..CLAIM_ATTEMPTS {
+            if let Some(lock) = LockFile::try_acquire(&self.files.lock)? {
+                return Ok(Ok(lock));
+            }
+            let keeper: Option<Keeper> = serde_json::from_str(&LockFile::note(&self.files.lock)?).ok();
+            if let Some(keeper) = keeper.filter(Keeper::is_alive) {
+                return Ok(Err(Some(keeper)));
+            }
+            std::thread::sleep(CLAIM_INTERVAL);
+        }
+        Ok(Err(None))
+    }
+}
+
+impl Drop for Supervision {
+    fn drop(&mut self) {
+        if let Some(lock) = &mut self.lock {
+            // This process may live on, and the note would then name it as the keeper of what it keeps no more.
+            let _ = lock.set_note("");
+        }
     }
 }
 

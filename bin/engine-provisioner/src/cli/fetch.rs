@@ -67,19 +67,58 @@ pub(super) fn run(sources: &Sources) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The step that is under way, and what has been told of it.
+struct Told {
+    what: String,
+    began: Instant,
+    done_at_first: u64,
+    last_line: Instant,
+}
+
 /// A plain line every few seconds, and one for each new step.
 fn lines() -> Progress {
-    let last: Mutex<Option<(String, Instant)>> = Mutex::new(None);
+    let told: Mutex<Option<Told>> = Mutex::new(None);
     Progress::new(move |step| {
-        let mut last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let due = last
-            .as_ref()
-            .is_none_or(|(what, at)| *what != step.what || at.elapsed() >= LINE_INTERVAL);
-        if due {
-            eprintln!("{}", line(&step));
-            *last = Some((step.what, Instant::now()));
+        let now = Instant::now();
+        let mut told = told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match &mut *told {
+            Some(told) if told.what == step.what => {
+                if now - told.last_line >= LINE_INTERVAL {
+                    told.last_line = now;
+                    eprintln!(
+                        "{}{}",
+                        line(&step),
+                        left(&step, told.done_at_first, now - told.began)
+                    );
+                }
+            }
+            _ => {
+                eprintln!("{}", line(&step));
+                *told = Some(Told {
+                    done_at_first: step.done,
+                    what: step.what,
+                    began: now,
+                    last_line: now,
+                });
+            }
         }
     })
+}
+
+/// How long the step takes yet, going by how long it took so far. What an earlier run did does not count.
+fn left(step: &Step, done_at_first: u64, took: Duration) -> String {
+    let (Some(total), done) = (step.total, step.done.saturating_sub(done_at_first)) else {
+        return String::new();
+    };
+    if done == 0 || total < step.done {
+        return String::new();
+    }
+    let left_s = took.as_secs_f64() * (total - step.done) as f64 / done as f64;
+    if left_s < 90.0 {
+        format!(", about {left_s:.0} s left")
+    } else {
+        format!(", about {:.0} min left", left_s / 60.0)
+    }
 }
 
 fn line(step: &Step) -> String {
@@ -90,5 +129,29 @@ fn line(step: &Step) -> String {
     match step.total {
         Some(total) => format!("{}: {} of {}", step.what, number(step.done), number(total)),
         None => format!("{}: {}", step.what, number(step.done)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(done: u64, total: Option<u64>, done_at_first: u64, took_s: u64, expect: &str) {
+        let step = Step {
+            what: "building".to_owned(),
+            done,
+            total,
+            unit: Unit::Pieces,
+        };
+        assert_eq!(left(&step, done_at_first, Duration::from_secs(took_s)), expect);
+    }
+
+    #[test]
+    fn the_time_left_goes_by_the_time_so_far() {
+        check(50, Some(200), 0, 60, ", about 3 min left");
+        check(150, Some(200), 140, 10, ", about 50 s left");
+        check(0, Some(200), 0, 10, "");
+        check(10, None, 0, 10, "");
+        check(10, Some(5), 0, 10, "");
     }
 }

@@ -1,11 +1,13 @@
 //! The `engine-provisioner` program as the parent of a real engine: killed, orphaned, asked twice.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{LONG, Setup, identity, kill_9, wait_for};
-use engine_provisioner::launch::{self, Launcher};
-use engine_provisioner::{InProcess, Phase};
-use process::{LockFile, wait_until_gone};
+use engine_provisioner::launch::{self, Keeper, Launcher};
+use engine_provisioner::{Claim, InProcess, Phase, Supervision};
+use process::{Identity, LockFile, wait_until_gone};
 
 #[test]
 fn the_engine_dies_with_its_provisioner_at_once() {
@@ -198,4 +200,53 @@ fn what_is_wrong_is_said_with_its_place_and_exit_code_64() {
     let exit = setup.start(&["recipes"]).wait(LONG).unwrap();
     assert!(exit.is_success());
     assert!(setup.log().contains("llamacpp   llama.cpp"), "{}", setup.log());
+}
+
+#[test]
+fn who_only_looks_for_a_keeper_never_passes_for_one() {
+    let setup = Setup::new();
+    let spec = setup.script_spec("exit 0");
+    let (supervision, _status) = Supervision::new(spec.clone(), setup.settings.clone()).unwrap();
+    let mut first = supervision;
+    assert_eq!(first.claim().unwrap(), Claim::Ours);
+    let keeper = launch::keeper(&setup.settings.handoff_dir, &spec.pool_id, &spec.replica_id).unwrap();
+    let (mut second, _status) = Supervision::new(spec.clone(), setup.settings.clone()).unwrap();
+    assert_eq!(second.claim().unwrap(), Claim::Taken(keeper.clone()));
+    drop(first);
+    let keeper = keeper.unwrap();
+    assert_eq!(
+        launch::keeper(&setup.settings.handoff_dir, &spec.pool_id, &spec.replica_id).unwrap(),
+        None
+    );
+
+    // One that was killed left its note, and somebody looks again and again.
+    let dead = Identity {
+        start_time_ticks: keeper.identity.start_time_ticks + 1,
+        ..keeper.identity.clone()
+    };
+    let note = serde_json::to_string(&Keeper {
+        identity: dead,
+        ..keeper
+    })
+    .unwrap();
+    let lock = setup.settings.handoff_dir.join("provisioner/pool-0_r0.lock");
+    let done = Arc::new(AtomicBool::new(false));
+    let (handoff_dir, looking) = (setup.settings.handoff_dir.clone(), Arc::clone(&done));
+    let watcher = std::thread::spawn(move || {
+        while !looking.load(Ordering::Relaxed) {
+            assert!(
+                launch::keepers(&handoff_dir)
+                    .unwrap()
+                    .iter()
+                    .all(Keeper::is_alive)
+            );
+        }
+    });
+    for _ in 0..200 {
+        std::fs::write(&lock, &note).unwrap();
+        let (mut next, _status) = Supervision::new(spec.clone(), setup.settings.clone()).unwrap();
+        assert_eq!(next.claim().unwrap(), Claim::Ours);
+    }
+    done.store(true, Ordering::Relaxed);
+    watcher.join().unwrap();
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use engine_provisioner::Phase;
 use handoff_watcher::HandoffSet;
-use pool_registry_types::{PoolId, ReplicaState};
+use pool_registry_types::{PoolId, ReplicaId, ReplicaState};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -110,6 +110,7 @@ struct Attended {
 
 /// Starts that failed in a row.
 struct Failures {
+    replica: ReplicaId,
     count: u32,
     next: Instant,
     problem: String,
@@ -260,27 +261,33 @@ impl Reconciler {
     fn note_failures(&mut self, look: &Look) {
         for ((pool, replica), error) in &look.failed {
             tracing::error!(pool_id = %pool, replica_id = %replica, error = chain(error), "an engine did not start");
-            self.start_failed(pool, chain(error));
+            self.start_failed(pool, replica, chain(error));
         }
-        for ((pool, _), kept) in &look.kept {
-            if kept.status.is_some() {
-                self.state.starts.remove(pool);
-            }
-        }
+        // Only the one that failed shows by coming up that the reason is gone.
+        self.state.starts.retain(|pool, failures| {
+            let kept = look.kept.get(&(pool.clone(), failures.replica.clone()));
+            kept.is_none_or(|kept| kept.status.is_none())
+        });
         self.state.leaving.retain(|key, _| look.kept.contains_key(key));
         self.state.outdated.retain(|key| look.kept.contains_key(key));
         self.state.kept = look.kept.keys().cloned().collect();
     }
 
-    fn start_failed(&mut self, pool: &PoolId, problem: String) {
+    fn start_failed(&mut self, pool: &PoolId, replica: &ReplicaId, problem: String) {
         let count = self.state.starts.get(pool).map_or(0, |failures| failures.count) + 1;
         let pause = START_RETRY_FIRST
             .saturating_mul(1 << (count - 1).min(16))
             .min(START_RETRY_MAX);
         let next = Instant::now() + pause;
-        self.state
-            .starts
-            .insert(pool.clone(), Failures { count, next, problem });
+        self.state.starts.insert(
+            pool.clone(),
+            Failures {
+                replica: replica.clone(),
+                count,
+                next,
+                problem,
+            },
+        );
     }
 
     fn observe(&self, kept: &BTreeMap<Key, Kept>) -> BTreeMap<Key, Observed> {
@@ -354,7 +361,7 @@ impl Reconciler {
                 if let Err(error) = self.fleet.start(key.clone(), spec).await {
                     let problem = chain(&error);
                     tracing::error!(pool_id = %key.0, replica_id = %key.1, error = problem, "an engine did not start");
-                    self.start_failed(&key.0, problem);
+                    self.start_failed(&key.0, &key.1, problem);
                 }
             }
             Action::Drain(key) => {

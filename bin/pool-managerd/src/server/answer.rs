@@ -11,15 +11,16 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use serde::Serialize;
 use task_api::{ApiError, ErrorCode};
+use tracing::Span;
 
-use crate::door::{DoorBody, DoorBodyError};
+use crate::door::{DoorBody, DoorBodyError, chain};
 
 /// What the server sends: its own words, or an engine's as they come.
 pub(crate) enum ServerBody {
     /// The node's own.
     Own(Full<Bytes>),
-    /// An engine's.
-    Engine(DoorBody),
+    /// An engine's, and the span that ends with it.
+    Engine(DoorBody, Span),
 }
 
 impl Body for ServerBody {
@@ -32,21 +33,27 @@ impl Body for ServerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, DoorBodyError>>> {
         match self.get_mut() {
             Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
-            Self::Engine(body) => Pin::new(body).poll_frame(cx),
+            Self::Engine(body, span) => {
+                let polled = Pin::new(body).poll_frame(cx);
+                if let Poll::Ready(Some(Err(error))) = &polled {
+                    tracing::warn!(parent: &*span, error = chain(error), "an engine broke off its answer");
+                }
+                polled
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(body) => body.is_end_stream(),
-            Self::Engine(body) => body.is_end_stream(),
+            Self::Engine(body, _) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(body) => body.size_hint(),
-            Self::Engine(body) => body.size_hint(),
+            Self::Engine(body, _) => body.size_hint(),
         }
     }
 }

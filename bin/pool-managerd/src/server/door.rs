@@ -1,6 +1,9 @@
 //! `ANY /v2/engines/{pool}/{replica}/...`: the door for control planes on other machines.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use daemon::telemetry::{trace_context, tracing_enabled};
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
     TRAILER, TRANSFER_ENCODING, UPGRADE,
@@ -9,8 +12,8 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use pool_registry_types::{CONTROL_PLANE_HEADER, ControlPlaneId, NODE_REFUSAL_HEADER, PoolId, ReplicaId};
-use std::time::Duration;
-use task_api::ErrorCode;
+use task_api::{CORRELATION_HEADER, ErrorCode};
+use tracing::{Instrument, Span};
 
 use super::Rooms;
 use super::answer::{ServerBody, error};
@@ -88,7 +91,7 @@ pub(super) async fn pass(
         Err(_) => return error(ErrorCode::InvalidParams, "the body did not arrive in time"),
     };
     let holder = holder(&head.headers);
-    head.uri = to.uri;
+    head.uri = to.uri.clone();
     head.version = http::Version::HTTP_11;
     strip(&mut head.headers);
     for name in [HOST, EXPECT, CONTENT_LENGTH] {
@@ -96,23 +99,50 @@ pub(super) async fn pass(
     }
     head.headers.remove(CONTROL_PLANE_HEADER);
     head.extensions.clear();
-    let request = Request::from_parts(head, body);
-    match rooms
+    let span = span(&mut head.headers, &to);
+    let correlation_id = head.headers.get(CORRELATION_HEADER).cloned();
+    let call = rooms
         .control
         .door()
-        .call(&to.pool, &to.replica, &holder, request)
-        .await
-    {
+        .call(&to.pool, &to.replica, &holder, Request::from_parts(head, body));
+    match call.instrument(span.clone()).await {
         Ok(response) => {
-            let mut response = response.map(ServerBody::Engine);
+            let mut response = response.map(|body| ServerBody::Engine(body, span));
             strip(response.headers_mut());
             // Only the node itself may say that it refused.
             response.headers_mut().remove(NODE_REFUSAL_HEADER);
             response.extensions_mut().clear();
             response
         }
-        Err(refusal) => refused(&refusal),
+        Err(refusal) => {
+            if matches!(refusal, DoorError::Connect(_) | DoorError::Engine(_)) {
+                let correlation_id = correlation_id
+                    .as_ref()
+                    .and_then(|id| id.to_str().ok())
+                    .unwrap_or_default();
+                tracing::warn!(
+                    pool_id = %to.pool, replica_id = %to.replica, correlation_id,
+                    error = chain(&refusal), "an engine gave no answer"
+                );
+            }
+            refused(&refusal)
+        }
     }
+}
+
+/// The engine's part of the caller's trace. Nothing is recorded, and what came passes through, unless spans are sent.
+fn span(headers: &mut HeaderMap, to: &Destination) -> Span {
+    if !tracing_enabled() {
+        return Span::none();
+    }
+    let correlation_id = headers
+        .get(CORRELATION_HEADER)
+        .and_then(|id| id.to_str().ok())
+        .unwrap_or_default();
+    let span = tracing::info_span!("engine", pool_id = %to.pool, replica_id = %to.replica, correlation_id);
+    trace_context::set_parent(&span, headers);
+    trace_context::inject(&span, headers);
+    span
 }
 
 fn refused(refusal: &DoorError) -> Response<ServerBody> {

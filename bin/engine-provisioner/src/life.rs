@@ -199,6 +199,8 @@ impl Life {
     }
 
     /// Takes `event` in at `now` and says what is to be done, in order.
+    ///
+    /// One long table, because every pair of state and event is to be seen, by the reader and by the compiler.
     #[must_use]
     pub fn step(&mut self, now: Instant, event: Event) -> Vec<Effect> {
         match (self.state, event) {

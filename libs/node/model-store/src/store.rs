@@ -9,6 +9,7 @@
 //! ```
 //! A blob appears under its name only when it is complete and its digest is right.
 
+mod copy;
 mod error;
 
 use std::fs;
@@ -21,7 +22,7 @@ use reqwest::{Client, Url};
 use serde::{Deserialize, Serialize};
 
 pub use self::error::StoreError;
-use crate::digest::{Digest, Digester, digest_file};
+use crate::digest::{Digest, digest_file};
 use crate::download::{Download, DownloadError, Downloaded, RetryPolicy, client};
 use crate::hub::Hub;
 use crate::progress::Progress;
@@ -131,7 +132,7 @@ impl Store {
         let content = match &source.place {
             Place::Hub(file) => self.pull_hub(file, source, partial, progress).await?,
             Place::Url(url) => self.pull_url(url, source, partial, progress).await?,
-            Place::File(path) => copy(path, source, partial, progress).await?,
+            Place::File(path) => copy::copy(path, source, partial, progress).await?,
         };
         self.keep(&name, source, &content)
     }
@@ -501,68 +502,6 @@ fn read_manifest(path: &Path) -> io::Result<Manifest> {
         &mut text,
     )?;
     Ok(serde_json::from_str(&text)?)
-}
-
-/// Copies a file of this machine, digesting it on the way.
-async fn copy(
-    path: &Path,
-    source: &Source,
-    partial: PathBuf,
-    progress: &Progress,
-) -> Result<Content, StoreError> {
-    let (path, what, progress) = (path.to_owned(), source.file_name(), progress.clone());
-    let target = partial.clone();
-    let copied = tokio::task::spawn_blocking(move || copy_file(&path, &target, &what, &progress));
-    let got = copied.await.expect("copying a file does not panic")?;
-    if let Some(expected) = source.sha256
-        && expected != got.sha256
-    {
-        let _ = fs::remove_file(&partial);
-        return Err(DownloadError::Digest {
-            what: source.file_name(),
-            expected,
-            found: got.sha256,
-        }
-        .into());
-    }
-    Ok(Content {
-        file: Some(partial),
-        got,
-    })
-}
-
-fn copy_file(from: &Path, to: &Path, what: &str, progress: &Progress) -> Result<Downloaded, StoreError> {
-    let mut reader = fs::File::open(from).map_err(|source| file_error("open", from, source))?;
-    let total = reader
-        .metadata()
-        .map_err(|source| file_error("read", from, source))?
-        .len();
-    if let Some(parent) = to.parent() {
-        make_directory(parent)?;
-    }
-    let mut writer = fs::File::create(to).map_err(|source| file_error("write", to, source))?;
-    let mut digester = Digester::default();
-    let mut buffer = vec![0_u8; 1024 * 1024];
-    let mut done = 0;
-    loop {
-        let count =
-            io::Read::read(&mut reader, &mut buffer).map_err(|source| file_error("read", from, source))?;
-        if count == 0 {
-            break;
-        }
-        digester.update(&buffer[..count]);
-        io::Write::write_all(&mut writer, &buffer[..count])
-            .map_err(|source| file_error("write", to, source))?;
-        done += count as u64;
-        progress.bytes(&format!("copying {what}"), done, Some(total));
-    }
-    writer
-        .sync_all()
-        .map_err(|source| file_error("write", to, source))?;
-    Ok(Downloaded {
-        sha256: digester.finish(),
-        size_bytes: done,
-    })
 }
 
 fn make_directory(path: &Path) -> Result<(), StoreError> {

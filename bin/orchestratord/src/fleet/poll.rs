@@ -8,8 +8,7 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use http_body_util::{BodyExt as _, Limited};
-use pool_registry_types::{Capabilities, MachineId, NodeId, PoolReport, RegisterRequest};
-use serde::Deserialize;
+use pool_registry_types::RegisterRequest;
 
 use crate::plane::{NodeLink, SharedPlane};
 
@@ -21,14 +20,6 @@ const NODES_MAX: usize = 1000;
 
 /// The longest answer of a node.
 const ANSWER_LEN_MAX: usize = 8 * 1024 * 1024;
-
-/// What a node says about itself at `/health`.
-#[derive(Debug, Deserialize)]
-struct NodeHealth {
-    node_id: NodeId,
-    #[serde(default)]
-    version: String,
-}
 
 /// Polls what the settings name, for as long as the control plane runs.
 pub(crate) async fn poll_nodes(plane: SharedPlane) {
@@ -46,6 +37,7 @@ pub(crate) async fn poll_nodes(plane: SharedPlane) {
     let mut interval = tokio::time::interval(settings.pool_poll_interval_ms);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut resolved: BTreeSet<String> = BTreeSet::new();
+    let mut silent: BTreeSet<String> = BTreeSet::new();
     loop {
         interval.tick().await;
         if let (Some(name), Some(resolver)) = (&settings.pool_managers_dns, &resolver) {
@@ -57,7 +49,8 @@ pub(crate) async fn poll_nodes(plane: SharedPlane) {
         }
         let addresses = settings.pool_managers.iter().chain(&resolved).take(NODES_MAX);
         let polls = addresses.map(|address| poll_one(&plane, address));
-        futures_util::future::join_all(polls).await;
+        let polled = futures_util::future::join_all(polls).await;
+        tell_changes(&mut silent, polled);
     }
 }
 
@@ -97,15 +90,27 @@ async fn look_up(
     Ok(found)
 }
 
-async fn poll_one(plane: &SharedPlane, address: &str) {
+async fn poll_one<'a>(plane: &SharedPlane, address: &'a str) -> (&'a str, Result<(), String>) {
     let began = Instant::now();
-    let polled = tokio::time::timeout(POLL_TIMEOUT, ask(plane, address)).await;
-    let ok = matches!(polled, Ok(Ok(())));
-    plane.metrics.health_check(ok, began.elapsed());
-    match polled {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(address, error, "a node of the list does not answer"),
-        Err(_) => tracing::debug!(address, "a node of the list does not answer in time"),
+    let polled = match tokio::time::timeout(POLL_TIMEOUT, ask(plane, address)).await {
+        Ok(polled) => polled,
+        Err(_) => Err("it did not answer in time".to_owned()),
+    };
+    plane.metrics.health_check(polled.is_ok(), began.elapsed());
+    (address, polled)
+}
+
+/// A node that is polled every few seconds is worth a line when it stops answering, and one when it answers again.
+fn tell_changes(silent: &mut BTreeSet<String>, polled: Vec<(&str, Result<(), String>)>) {
+    for (address, polled) in polled {
+        match polled {
+            Ok(()) if silent.remove(address) => tracing::info!(address, "a node of the list answers again"),
+            Ok(()) => {}
+            Err(error) if silent.insert(address.to_owned()) => {
+                tracing::warn!(address, error, "a node of the list cannot be read");
+            }
+            Err(_) => {}
+        }
     }
 }
 
@@ -116,31 +121,17 @@ async fn ask(plane: &SharedPlane, address: &str) -> Result<(), String> {
     else {
         return Err("the address is this process".to_owned());
     };
-    let health: NodeHealth = read(
-        remote
-            .get("/health")
-            .await
-            .map_err(|error| daemon::exit::chain(&error))?,
-    )
-    .await?;
-    let pools: Vec<PoolReport> = read(
-        remote
-            .get("/v2/pools")
-            .await
-            .map_err(|error| daemon::exit::chain(&error))?,
-    )
-    .await?;
+    let answer = remote
+        .get("/v2/pools")
+        .await
+        .map_err(|error| daemon::exit::chain(&error))?;
     let request = RegisterRequest {
-        machine_id: MachineId::new(health.node_id.as_str()).expect("a node id is a machine id"),
-        node_id: health.node_id,
+        // Where it was found is where it is reached, whatever it calls itself.
         address: address.to_owned(),
-        pools,
-        // A node tells its hardware only when it registers.
-        capabilities: Capabilities::default(),
-        version: health.version,
         // A report that was read off a node has no order of its own.
         incarnation: String::new(),
         sequence: 0,
+        ..read(answer).await?
     };
     match plane.take_report(|registry, now, changes| registry.register(now, request, changes)) {
         // A node that also registers by itself is heard from that way.

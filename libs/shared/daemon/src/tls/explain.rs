@@ -37,7 +37,10 @@ pub(crate) fn at<'a>(layer: &'a (dyn Error + 'static)) -> Option<&'a rustls::Err
 /// knows that a connection is what failed.
 pub(crate) fn is_refusal(error: &rustls::Error) -> bool {
     use rustls::Error::{AlertReceived, InvalidCertificate, NoCertificatesPresented};
-    matches!(error, AlertReceived(_) | InvalidCertificate(_) | NoCertificatesPresented)
+    matches!(
+        error,
+        AlertReceived(_) | InvalidCertificate(_) | NoCertificatesPresented
+    )
 }
 
 pub(crate) fn describe(error: &rustls::Error, sides: Sides<'_>) -> String {

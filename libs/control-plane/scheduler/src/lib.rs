@@ -30,6 +30,7 @@
 mod affinity;
 mod arena;
 mod dialects;
+mod failed;
 mod fleet;
 mod life;
 mod pace;

@@ -11,6 +11,7 @@ use task_api::{PlacementMode, PlacementRequest};
 
 use crate::affinity::Affinity;
 use crate::arena::Key;
+use crate::failed::Failed;
 use crate::fleet::{Counts, Fleet};
 use crate::replica::{Rank, WHOLE};
 use crate::task::PREFIXES_MAX;
@@ -24,7 +25,7 @@ pub(crate) struct Wants<'a> {
     pub(crate) dialects: DialectSet,
     pub(crate) wishes: Option<&'a PlacementRequest>,
     /// Replicas that failed this task before.
-    pub(crate) failed: &'a [Key],
+    pub(crate) failed: Option<&'a Failed>,
 }
 
 /// What a task would find warm: its session, then its prefixes, the longest first.
@@ -80,7 +81,9 @@ impl Fleet {
         wants.model.is_none_or(|model| replica.models.contains(&model))
             && wants.pool.is_none_or(|pool| replica.pool == pool)
             && replica.speaks(wants.dialects)
-            && !wants.failed.contains(&key)
+            && wants
+                .failed
+                .is_none_or(|failed| !failed.rules_out(key, &replica.info.node_id))
             && allows(wants.wishes, &self.pools[replica.pool].id)
     }
 

@@ -19,6 +19,7 @@ use task_api::{PlacementRequest, Priority};
 
 use crate::affinity::Affinity;
 use crate::arena::{Arena, Key};
+use crate::failed::Failed;
 use crate::fleet::Fleet;
 use crate::life::Life;
 use crate::place::{Wants, WarmKeys};
@@ -93,7 +94,7 @@ struct Task {
     may_wait: bool,
     submitted: Moment,
     /// Replicas that failed it and that it shall not get again while there is another.
-    failed: Vec<Key>,
+    failed: Failed,
     /// Starts that came to nothing.
     failures: u32,
     /// Slots that it was given: tells an old lease from the present one.
@@ -108,7 +109,7 @@ impl Task {
             pool: self.pool,
             dialects: self.dialects,
             wishes: self.wishes.as_deref(),
-            failed: &self.failed,
+            failed: (!self.failed.is_empty()).then_some(&self.failed),
         }
     }
 

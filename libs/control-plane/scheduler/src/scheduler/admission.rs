@@ -6,11 +6,12 @@ use task_api::{PlacementMode, Priority};
 
 use super::{Admission, Effect, Effects, Scheduler, Task, Waiting};
 use crate::arena::Key;
+use crate::failed::Failed;
 use crate::fleet::Counts;
 use crate::life::{Event, Life, Wait};
 use crate::place::{Wants, WarmKeys, choose};
 use crate::queue::Ticket;
-use crate::{AdmissionPolicy, Moment, Reason, Refusal, Target, TaskKey, TaskSpec};
+use crate::{AdmissionPolicy, Moment, Reason, Reasons, Refusal, Target, TaskKey, TaskSpec};
 
 impl Scheduler {
     /// Takes a task: it is placed at once, waits, or is refused.
@@ -48,7 +49,7 @@ impl Scheduler {
             deadline: spec.deadline,
             may_wait: spec.may_wait,
             submitted: now,
-            failed: Vec::new(),
+            failed: Failed::default(),
             failures: 0,
             leases: 0,
             life: Life::Accepted,
@@ -75,7 +76,7 @@ impl Scheduler {
             pool,
             dialects: spec.dialects,
             wishes,
-            failed: &[],
+            failed: None,
         })
     }
 
@@ -232,17 +233,16 @@ impl Scheduler {
     /// A task that had a slot wants another: what `submit` does, but it keeps its place in the order, and a full queue
     /// does not turn it away, because it was accepted before.
     pub(super) fn readmit(&mut self, now: Moment, key: Key) -> Result<Admission, Refusal> {
-        let task = &self.tasks[key];
-        let wants = task.wants();
-        if let Some((replica, mut reasons)) =
-            choose(&self.fleet, &self.affinity, &wants, &task.warm, self.margin)
-        {
-            if task.failures > 0 {
-                let before = u16::try_from(task.failures).unwrap_or(u16::MAX);
+        if let Some((replica, mut reasons)) = self.choose_again(key) {
+            let failures = self.tasks[key].failures;
+            if failures > 0 {
+                let before = u16::try_from(failures).unwrap_or(u16::MAX);
                 reasons.push(Reason::StartedOver { before });
             }
             return Ok(Admission::Placed(self.place(now, key, replica, reasons)));
         }
+        let task = &self.tasks[key];
+        let wants = task.wants();
         if !task.may_wait {
             let refusal = self.nobody_free(&wants);
             self.end(key);
@@ -253,6 +253,27 @@ impl Scheduler {
             return Err(Refusal::PoolUnavailable);
         };
         Ok(self.enqueue(now, key, home))
+    }
+
+    /// A replica with room, on another node than where the task failed if there is one.
+    fn choose_again(&mut self, key: Key) -> Option<(Key, Reasons)> {
+        let choose_now = |scheduler: &Self| {
+            let task = &scheduler.tasks[key];
+            choose(
+                &scheduler.fleet,
+                &scheduler.affinity,
+                &task.wants(),
+                &task.warm,
+                scheduler.margin,
+            )
+        };
+        choose_now(self).or_else(|| {
+            self.tasks[key]
+                .failed
+                .relax_to_replicas()
+                .then(|| choose_now(self))
+                .flatten()
+        })
     }
 
     /// Takes a task out of its queue. Its life is the caller's to change.

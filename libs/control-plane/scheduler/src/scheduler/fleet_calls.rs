@@ -80,6 +80,28 @@ impl Scheduler {
         }
     }
 
+    /// The node behind a replica cannot be reached: all its replicas are taken out, so that no task has to find out
+    /// about each of them.
+    pub fn take_out_node(&mut self, now: Moment, replica: ReplicaKey, effects: &mut Effects) {
+        let Some(known) = self.fleet.replicas.get(replica.0) else {
+            return;
+        };
+        if known.breaker != Breaker::Closed {
+            // The first of many that fail at once has done it.
+            return;
+        }
+        let node = known.info.node_id.clone();
+        let of_node = self
+            .fleet
+            .replicas
+            .iter()
+            .filter(|(_, known)| known.info.node_id == node);
+        let keys: Vec<Key> = of_node.map(|(key, _)| key).collect();
+        for key in keys {
+            self.take_out(now, ReplicaKey(key), effects);
+        }
+    }
+
     /// A probe succeeded.
     pub fn bring_back(&mut self, now: Moment, replica: ReplicaKey, effects: &mut Effects) {
         let Some(known) = self.fleet.replicas.get(replica.0) else {
@@ -219,7 +241,7 @@ impl Scheduler {
             .collect();
         let mut replicas = Vec::new();
         for key in marked {
-            let failed = self.tasks[key].failed.clone();
+            let failed: Vec<Key> = self.tasks[key].failed.replicas().collect();
             self.relax(key);
             if self.tasks[key].failed.is_empty() {
                 replicas.extend(failed);

@@ -350,7 +350,13 @@ impl World {
         self.free(plane, lease);
         let plane = &mut self.planes[plane];
         if take_out {
-            plane.scheduler.take_out(self.now, replica, &mut plane.effects);
+            if self.now.subsec_millis() % 2 == 0 {
+                plane.scheduler.take_out(self.now, replica, &mut plane.effects);
+            } else {
+                plane
+                    .scheduler
+                    .take_out_node(self.now, replica, &mut plane.effects);
+            }
             plane.settle();
         }
         let answer = plane.scheduler.requeue(self.now, lease, &mut plane.effects);

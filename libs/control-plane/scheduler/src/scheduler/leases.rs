@@ -99,9 +99,10 @@ impl Scheduler {
             self.give_back(now, hold, false, effects);
             return Err(Refusal::AttemptsExhausted { attempts });
         }
-        if !task.failed.contains(&hold.replica) {
-            task.failed.push(hold.replica);
-        }
+        task.failed.note(
+            hold.replica,
+            self.fleet.replicas[hold.replica].info.node_id.clone(),
+        );
         self.relax(key);
         let answer = self.readmit(now, key);
         // The slot is offered to others only now, so that this task has had its choice first.
@@ -257,9 +258,8 @@ impl Scheduler {
 
     /// A task that no other ready replica could run gets those back that failed it.
     pub(super) fn relax(&mut self, key: Key) {
-        let task = &self.tasks[key];
-        if !task.failed.is_empty() && !self.fleet.any_ready(task.wants()) {
-            self.tasks[key].failed.clear();
+        while !self.tasks[key].failed.is_empty() && !self.fleet.any_ready(self.tasks[key].wants()) {
+            self.tasks[key].failed.relax();
         }
     }
 }

@@ -310,6 +310,68 @@ fn a_task_that_has_sent_nothing_starts_over_before_all_that_came_later() {
 }
 
 #[test]
+fn a_dead_machine_does_not_use_up_the_attempts() {
+    let mut bench = Bench::new(Settings {
+        attempts_max: 3,
+        ..Settings::default()
+    });
+    for at in 0..8 {
+        bench.up(slots(replica("dead", "p", &format!("r{at}"), "m"), 8));
+    }
+    bench.up(slots(replica("other", "p", "r9", "m"), 2));
+    let first = bench.placed(&model("m"));
+    assert_eq!(place_of(&first), "p/r0/dead");
+    let answer = bench
+        .scheduler
+        .requeue(bench.now, first.lease, &mut bench.effects);
+    bench.scheduler.check();
+    assert!(
+        matches!(answer, Ok(Admission::Placed(next)) if place_of(&next) == "p/r9/other"),
+        "another machine comes first"
+    );
+
+    let _fills = bench.placed(&TaskSpec {
+        placement: None,
+        ..model("m")
+    });
+    let second = bench.placed(&model("m"));
+    assert_eq!(second.info.node_id.as_str(), "dead");
+    let last_of_other = loop {
+        let placement = bench.placed(&model("m"));
+        if placement.info.node_id.as_str() == "other" {
+            break placement;
+        }
+    };
+    let answer = bench
+        .scheduler
+        .requeue(bench.now, second.lease, &mut bench.effects);
+    bench.scheduler.check();
+    let Ok(Admission::Placed(same_machine)) = answer else {
+        panic!("{answer:?}")
+    };
+    assert_eq!(
+        same_machine.info.node_id.as_str(),
+        "dead",
+        "the other machine is full, and only an engine may have died"
+    );
+    assert_ne!(same_machine.replica, second.replica);
+
+    bench
+        .scheduler
+        .take_out_node(bench.now, same_machine.replica, &mut bench.effects);
+    let answer = bench
+        .scheduler
+        .requeue(bench.now, same_machine.lease, &mut bench.effects);
+    bench.scheduler.check();
+    assert!(
+        matches!(answer, Ok(Admission::Queued(..))),
+        "nothing of the dead machine is tried: {answer:?}"
+    );
+    bench.release(last_of_other.lease);
+    assert_eq!(bench.one_placed().lease.task(), second.lease.task());
+}
+
+#[test]
 fn two_answers_are_never_glued_together() {
     let mut bench = Bench::new(Settings::default());
     bench.up(replica("n1", "p", "r0", "m"));

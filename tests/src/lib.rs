@@ -12,5 +12,5 @@ mod wait;
 pub use process::{Program, binary, is_alive, kill_9};
 pub use skip::skipped;
 pub use sse::{SseEvent, sse_events};
-pub use system::{ControlPlane, Node, System, busy_slots, demo_model, engine_pid, pool_toml};
+pub use system::{ControlPlane, Node, System, busy_slots, demo_model, engine_pid, free_port, pool_toml};
 pub use wait::{Deadline, eventually, eventually_async};

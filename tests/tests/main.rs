@@ -4,9 +4,11 @@
 
 mod cancels;
 mod command_line;
+mod discovery;
 mod faulty_engines;
 mod first_steps;
 mod kills;
 mod metrics;
 mod storms;
+mod traces;
 mod walk_through;

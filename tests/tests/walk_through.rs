@@ -87,8 +87,9 @@ fn engine(system: &System, port: u16) -> Program {
         "{}",
         String::from_utf8_lossy(&fetched.stderr)
     );
-    let path = String::from_utf8(fetched.stdout).unwrap();
-    let mut command = Command::new(path.lines().last().unwrap().trim());
+    // PATH (VERSION)
+    let told = String::from_utf8(fetched.stdout).unwrap();
+    let mut command = Command::new(told.split(" (").next().unwrap().trim());
     command.args([
         "--host",
         "127.0.0.1",

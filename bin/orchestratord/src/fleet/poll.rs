@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::RData;
 use http_body_util::{BodyExt as _, Limited};
 use pool_registry_types::RegisterRequest;
 
@@ -69,23 +70,28 @@ fn resolver(server: Option<SocketAddr>) -> Result<TokioResolver, Box<dyn std::er
     Ok(builder.build()?)
 }
 
+/// The targets of a service. Their addresses come from the same DNS, but with TLS the name stays: it is what the
+/// certificate was issued for.
 async fn look_up(
     resolver: &TokioResolver,
     name: &str,
     tls: bool,
 ) -> Result<BTreeSet<String>, hickory_resolver::net::NetError> {
-    let scheme = if tls { "https" } else { "http" };
     let records = resolver.srv_lookup(name).await?;
     let mut found = BTreeSet::new();
     for record in records.answers() {
-        if let hickory_resolver::proto::rr::RData::SRV(srv) = &record.data {
-            let target = srv.target.to_utf8();
-            found.insert(format!(
-                "{scheme}://{}:{}",
-                target.trim_end_matches('.'),
-                srv.port
-            ));
+        let RData::SRV(srv) = &record.data else { continue };
+        let target = srv.target.to_utf8();
+        if tls {
+            found.insert(format!("https://{}:{}", target.trim_end_matches('.'), srv.port));
+            continue;
         }
+        let addresses = resolver.lookup_ip(target.as_str()).await?;
+        found.extend(
+            addresses
+                .iter()
+                .map(|address| format!("http://{}", SocketAddr::new(address, srv.port))),
+        );
     }
     Ok(found)
 }

@@ -1,0 +1,177 @@
+//! Traces: spans leave over OTLP, and the engine is called within the client's trace.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use fake_engine::{FakeEngine, Settings};
+use remuda_tests::{ControlPlane, Deadline, System, eventually};
+use rustix::process::Signal;
+use serde_json::json;
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CALLER: &str = "00f067aa0ba902b7";
+
+/// Bytes that came in, over all connections.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<Vec<u8>>>);
+
+impl Seen {
+    fn add(&self, bytes: &[u8]) {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+    }
+
+    fn has(&self, bytes: &[u8]) -> bool {
+        self.0
+            .lock()
+            .unwrap()
+            .windows(bytes.len())
+            .any(|window| window == bytes)
+    }
+
+    /// The value of a header in the last request that had it.
+    fn header(&self, name: &str) -> Option<String> {
+        let text = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
+        let lines = text.lines().filter_map(|line| line.split_once(": "));
+        lines
+            .filter(|(found, _)| found.eq_ignore_ascii_case(name))
+            .last()
+            .map(|(_, value)| value.to_owned())
+    }
+}
+
+/// Stands in front of an engine and writes down what it is asked.
+fn in_front_of(engine: &FakeEngine) -> (SocketAddr, Seen) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (addr, seen) = (listener.local_addr().unwrap(), Seen::default());
+    let target = engine.url().trim_start_matches("http://").to_owned();
+    let all = seen.clone();
+    thread::spawn(move || {
+        for near in listener.incoming() {
+            let (near, far) = (near.unwrap(), TcpStream::connect(&target).unwrap());
+            let (back, forth) = ((far.try_clone().unwrap(), near.try_clone().unwrap()), (near, far));
+            let seen = all.clone();
+            thread::spawn(move || pass(forth, |bytes| seen.add(bytes)));
+            thread::spawn(move || pass(back, |_| {}));
+        }
+    });
+    (addr, seen)
+}
+
+fn pass((mut from, mut to): (TcpStream, TcpStream), saw: impl Fn(&[u8])) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(read) = from.read(&mut buffer) {
+        saw(&buffer[..read]);
+        if read == 0 || to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
+    // Whoever is still at the other end learns of the end; it may be gone already.
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+/// Takes OTLP over HTTP.
+fn receiver() -> (String, Seen) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (endpoint, seen) = (
+        format!("http://{}", listener.local_addr().unwrap()),
+        Seen::default(),
+    );
+    let all = seen.clone();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, seen) = (stream.unwrap(), all.clone());
+            thread::spawn(move || while export(&mut stream, &seen).is_some() {});
+        }
+    });
+    (endpoint, seen)
+}
+
+/// Reads one request and answers it; nothing when the connection ends.
+fn export(stream: &mut TcpStream, seen: &Seen) -> Option<()> {
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 16 * 1024]);
+    loop {
+        let read = stream.read(&mut buffer).ok().filter(|read| *read > 0)?;
+        bytes.extend_from_slice(&buffer[..read]);
+        let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
+            continue;
+        };
+        let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
+        let length: usize = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())?;
+        if bytes.len() >= end + 4 + length {
+            seen.add(&bytes);
+            return stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .ok();
+        }
+    }
+}
+
+async fn ask(plane: &ControlPlane) {
+    plane.wait_for_replicas("fakes", 1).await;
+    let body = json!({"model": "fake", "stream": true, "messages": [{"role": "user", "content": "hello"}]});
+    let request = plane.post("/v1/chat/completions", &body);
+    let request = request
+        .header("traceparent", format!("00-{TRACE}-{CALLER}-01"))
+        .header("tracestate", "vendor=1");
+    let response = request.timeout(Duration::from_secs(30)).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert!(response.text().await.unwrap().trim_end().ends_with("[DONE]"));
+}
+
+fn pool(engine: SocketAddr) -> String {
+    format!("[[pools]]\nid = \"fakes\"\nengine = \"openai\"\nurl = \"http://{engine}\"\nslots = 4\n")
+}
+
+#[tokio::test]
+async fn without_an_endpoint_the_engine_sees_the_clients_context() {
+    let engine = FakeEngine::start(Settings::default()).unwrap();
+    let (addr, seen) = in_front_of(&engine);
+    let system = System::new();
+    let plane = system.home(&pool(addr), &[]);
+    ask(&plane).await;
+    assert_eq!(
+        seen.header("traceparent").unwrap(),
+        format!("00-{TRACE}-{CALLER}-01")
+    );
+    assert_eq!(seen.header("tracestate").unwrap(), "vendor=1");
+}
+
+#[tokio::test]
+async fn spans_leave_and_the_engine_is_called_by_one_of_them() {
+    let engine = FakeEngine::start(Settings::default()).unwrap();
+    let (addr, seen) = in_front_of(&engine);
+    let (endpoint, spans) = receiver();
+    let system = System::new();
+    let mut plane = system.home(&pool(addr), &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)]);
+    ask(&plane).await;
+
+    let context = seen.header("traceparent").unwrap();
+    assert!(context.starts_with(&format!("00-{TRACE}-")), "{context}");
+    assert!(
+        !context.contains(CALLER),
+        "a span of ours calls the engine: {context}"
+    );
+    assert_eq!(seen.header("tracestate").unwrap(), "vendor=1");
+
+    plane.program.signal(Signal::TERM);
+    assert!(plane.program.wait().success());
+    let trace = u128::from_str_radix(TRACE, 16).unwrap().to_be_bytes();
+    let names = [
+        "request",
+        "admission",
+        "placement",
+        "dispatch",
+        "engine",
+        "stream",
+        "orchestratord",
+    ];
+    eventually("every span at the receiver", Deadline::default(), || {
+        let all = names.iter().all(|name| spans.has(name.as_bytes()));
+        (all && spans.has(&trace)).then_some(())
+    });
+}

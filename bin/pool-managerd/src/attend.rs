@@ -70,7 +70,8 @@ async fn probe_for_ever(replica: &Replica, prober: &Prober, interval: Duration) 
                 retry = RETRY_FIRST;
                 if let Some(answer) = answer {
                     asked_all = Some(Instant::now());
-                    if replica.found(facts(&replica.traits(), answer)) {
+                    let busy = answer.busy_slots.unwrap_or(0);
+                    if replica.found(facts(&replica.traits(), answer), busy) {
                         tracing::info!(
                             pool_id = %replica.pool_id, replica_id = %replica.replica_id,
                             address = prober.client.origin().authority(), "the engine answers; the replica is in"
@@ -151,7 +152,7 @@ fn facts(traits: &EngineTraits, answer: Answer) -> Facts {
             .unwrap_or_default(),
         models,
         slots_total: slots_total.clamp(1, SLOTS_MAX),
-        tells_busy_slots: answer.tells_busy_slots,
+        tells_busy_slots: answer.busy_slots.is_some(),
     }
 }
 

@@ -77,8 +77,8 @@ pub struct Answer {
     pub slots_total: Option<u32>,
     /// Its version, when it tells.
     pub version: Option<String>,
-    /// Whether it can be asked how many of its slots are busy.
-    pub tells_busy_slots: bool,
+    /// How many of its slots are busy, when it tells.
+    pub busy_slots: Option<u32>,
 }
 
 /// How to ask one engine.
@@ -122,9 +122,9 @@ impl Prober {
                 Err(error) => return Err(error),
             }
         }
-        answer.tells_busy_slots = match self.busy_slots().await {
-            Ok(busy) => busy.is_some(),
-            Err(ProbeError::Status { .. } | ProbeError::Content { .. }) => false,
+        answer.busy_slots = match self.busy_slots().await {
+            Ok(busy) => busy,
+            Err(ProbeError::Status { .. } | ProbeError::Content { .. }) => None,
             Err(error) => return Err(error),
         };
         Ok(answer)

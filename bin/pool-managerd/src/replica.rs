@@ -164,8 +164,8 @@ impl Replica {
         self.changed.set();
     }
 
-    /// The engine answered a probe. True when it did not before.
-    pub(crate) fn found(&self, facts: Facts) -> bool {
+    /// The engine answered a probe, with `busy` of its slots at work. True when it did not before.
+    pub(crate) fn found(&self, facts: Facts, busy: u32) -> bool {
         let mut inner = self.lock();
         let came = inner.phase != Phase::Answering;
         if !came && inner.facts == facts && inner.last_error.is_none() {
@@ -176,7 +176,16 @@ impl Replica {
         inner.phase = Phase::Answering;
         inner.last_error = None;
         inner.apply_gate();
+        // Between two answers the ledger is right; after a silence the engine may work on tasks that it has lost.
+        let adopted = if came {
+            inner.slots.adopt(Instant::now(), busy)
+        } else {
+            0
+        };
         drop(inner);
+        if adopted > 0 {
+            self.settle.notify_one();
+        }
         self.changed.set();
         if came {
             self.changed.came_or_went.notify_one();

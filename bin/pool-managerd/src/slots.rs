@@ -7,7 +7,8 @@
 //!   (free) ────────▶ Active ──────────────────────────────▶ (free)
 //!                      │ abandoned, the engine can tell        ▲
 //!                      └────────────▶ Settling ────────────────┘
-//!                                     the engine says idle, the engine is gone, or SETTLE_MAX has passed
+//!                        ▲            the engine says idle, the engine is gone, or SETTLE_MAX has passed
+//!                        └── busy in the engine and held by nobody, when the replica comes in
 //! ```
 //!
 //! Invariants:
@@ -27,6 +28,9 @@ pub(crate) const SETTLE_MAX: Duration = Duration::from_secs(5);
 /// How long an engine may take to begin with a request that was sent to it. A younger lease that has shown no answer
 /// yet may not be among the slots that the engine calls busy.
 const BEGIN_MAX: Duration = Duration::from_millis(25);
+
+/// Who holds slots whose tasks nobody here has started.
+const NOBODY: &str = "nobody";
 
 /// Names one lease within its ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +170,23 @@ impl Slots {
             excess -= usize::from(free);
             !free
         });
+    }
+
+    /// Counts slots that the engine calls busy and that nobody holds: tasks of before a restart of this node, or of
+    /// before the engine was out. They are free once the engine says so, like those whose callers have left. How many.
+    pub(crate) fn adopt(&mut self, now: Instant, busy: u32) -> u32 {
+        let unheld = busy.saturating_sub(self.taken());
+        let holder = ControlPlaneId::new(NOBODY).expect("it is an identifier");
+        for _ in 0..unheld {
+            let id = LeaseId(self.next_id);
+            self.next_id += 1;
+            self.leases.push(Lease {
+                id,
+                holder: holder.clone(),
+                phase: Phase::Settling { since: now },
+            });
+        }
+        unheld
     }
 
     /// Frees what has settled for longer than [`SETTLE_MAX`]. How many.
@@ -410,22 +431,30 @@ mod tests {
                     Step::Complete(at) => if let Some(id) = pick(&mut engine.active, at) {
                         slots.end(now, id, End::Complete);
                     },
-                    Step::Abandon(at) => {
-                        let left = pick(&mut engine.active, at);
-                        engine.running_alone.extend(left.filter(|id| slots.end(now, *id, End::Abandoned)));
-                    }
+                    Step::Abandon(at) => if let Some(id) = pick(&mut engine.active, at) {
+                        // The engine goes on whether the ledger asks it or not.
+                        slots.end(now, id, End::Abandoned);
+                        engine.running_alone.push(id);
+                    },
                     Step::Notice(at) => { pick(&mut engine.running_alone, at); }
                     Step::Ask => {
                         let busy = engine.active.len() + engine.running_alone.len();
                         slots.engine_says(now, u32::try_from(busy).unwrap());
-                        prop_assert!(slots.settling() >= engine.running_alone.len());
+                        prop_assert!(slots.gate() == Gate::NotReady || slots.settling() >= engine.running_alone.len());
                     }
                     Step::Resize(to) => { total = to; slots.set_engine(to, true); }
-                    Step::Fail => { slots.set_gate(Gate::NotReady); engine.running_alone.clear(); }
-                    Step::Recover => slots.set_gate(Gate::Open),
-                    Step::Drain => slots.set_gate(Gate::Draining),
+                    Step::Fail => slots.set_gate(Gate::NotReady),
+                    Step::Recover => {
+                        let busy = engine.active.len() + engine.running_alone.len();
+                        slots.set_gate(Gate::Open);
+                        slots.adopt(now, u32::try_from(busy).unwrap());
+                    }
+                    Step::Drain if slots.gate() == Gate::Open => slots.set_gate(Gate::Draining),
+                    Step::Drain => {}
                     Step::Wait(ms) => now += Duration::from_millis(ms.into()),
                 }
+                prop_assert!(slots.gate() == Gate::NotReady
+                    || slots.taken() as usize >= engine.active.len() + engine.running_alone.len());
                 let held: u32 = slots.by_holder().values().sum();
                 prop_assert_eq!(held, slots.taken());
                 prop_assert!(slots.taken() as usize >= engine.active.len());

@@ -110,6 +110,25 @@ async fn a_slot_whose_task_the_engine_still_works_on_is_not_free() {
 }
 
 #[tokio::test]
+async fn tasks_from_before_the_node_keep_their_slots_until_the_engine_is_done() {
+    let engine = fake(2);
+    let before = Bench::new(Vec::new());
+    before.announce("p", "r0", &engine.url(), None);
+    before.ready("p").await;
+    let running = before
+        .call("r0", "chunks=30 interval_ms=20")
+        .await
+        .unwrap()
+        .into_body();
+    let after = Bench::new(Vec::new());
+    after.announce("p", "r0", &engine.url(), None);
+    let pool = after.ready("p").await;
+    assert_eq!((pool.slots_total, pool.slots_free), (2, 1));
+    running.collect().await.unwrap();
+    after.free("p", 2).await;
+}
+
+#[tokio::test]
 async fn a_cancelled_stream_frees_its_slot_within_a_tenth_of_a_second() {
     let bench = Bench::new(Vec::new());
     let engine = fake(1);

@@ -117,6 +117,10 @@ struct Lane<S> {
     timer: Timer,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives on the stack for a moment, and the large one is the usual one"
+)]
 enum Next {
     Head(Head),
     Unusual,
@@ -379,6 +383,10 @@ impl Timer {
     }
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives on the stack for a moment, and the large one is the usual one"
+)]
 enum Parsed {
     Ordinary(Head, usize),
     Partial,

@@ -44,6 +44,16 @@ pub(crate) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Stream {
+    /// Whether the event loop has seen nothing come since all was read. Asks the kernel nothing.
+    pub(crate) fn is_quiet(&self, cx: &mut Context<'_>) -> bool {
+        match self {
+            Self::Plain(tcp) => tcp.poll_read_ready(cx).is_pending(),
+            Self::Tls(tls) => tls.get_ref().0.poll_read_ready(cx).is_pending(),
+        }
+    }
+}
+
 pub(crate) async fn connect(origin: &Origin, options: &ConnectOptions) -> Result<Stream, SendError> {
     let to = || origin.authority().to_owned();
     match tokio::time::timeout(options.connect_timeout, open(origin, options)).await {

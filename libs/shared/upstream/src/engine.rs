@@ -6,22 +6,19 @@
 //!         └──connect──▶ new
 //! ```
 
-use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::HOST;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 
-use crate::connect::{Stream, connect};
+use crate::connect::connect;
+use crate::framing::Framing;
 use crate::shelf::Shelves;
+use crate::wire::{Head, Wire, WireError};
 use crate::{ConnectOptions, Origin, SendError};
 
 /// Idle connections and the means to open more. Cheap to clone.
@@ -34,28 +31,6 @@ struct Inner {
     origin: Origin,
     options: ConnectOptions,
     idle: Shelves<Wire>,
-}
-
-/// One connection: the half that takes requests and the half that does the work when polled.
-struct Wire {
-    sender: http1::SendRequest<Full<Bytes>>,
-    /// None once the connection has ended. A driver that has ended must be dropped, because it holds the other end of
-    /// the channels by which the sender and the body learn of the end.
-    driver: Option<Driver>,
-}
-
-type Driver = Pin<Box<http1::Connection<TokioIo<Stream>, Full<Bytes>>>>;
-
-/// Does what the connection has to do now.
-fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) -> Result<(), hyper::Error> {
-    let Some(running) = driver else { return Ok(()) };
-    match running.as_mut().poll(cx) {
-        Poll::Pending => Ok(()),
-        Poll::Ready(result) => {
-            *driver = None;
-            result
-        }
-    }
 }
 
 impl EngineClient {
@@ -81,21 +56,20 @@ impl EngineClient {
     /// A reused connection that turns out to be dead before a byte of an answer came is replaced, once, by a new one:
     /// an HTTP server closes idle connections whenever it likes, and a request that met such a close was not begun.
     /// Cancel safe: dropping the future closes the connection.
-    pub async fn send(&self, mut request: Request<Bytes>) -> Result<Response<EngineBody>, SendError> {
-        if !request.headers().contains_key(HOST) {
-            request
-                .headers_mut()
-                .insert(HOST, self.inner.origin.host_header.clone());
-        }
-        if let Some(mut wire) = self.take_live() {
-            let again = request.clone();
-            match exchange(&mut wire, request).await {
-                Ok(response) => return Ok(self.with_body(response, wire)),
-                Err(error) if is_stale(&error) => return self.send_fresh(again).await,
-                Err(error) => return Err(SendError::from_hyper(self.inner.origin.authority(), error, false)),
+    pub async fn send(&self, request: Request<Bytes>) -> Result<Response<EngineBody>, SendError> {
+        let host = &self.inner.origin.host_header;
+        if let Some(mut wire) = self.take_live().await {
+            match wire.exchange(&request, host).await {
+                Ok(head) => return Ok(self.with_body(head, wire)),
+                Err(WireError::Broken { received: false, .. }) => {}
+                Err(error) => return Err(SendError::from_wire(self.inner.origin.authority(), error)),
             }
         }
-        self.send_fresh(request).await
+        let mut wire = Wire::new(connect(&self.inner.origin, &self.inner.options).await?);
+        match wire.exchange(&request, host).await {
+            Ok(head) => Ok(self.with_body(head, wire)),
+            Err(error) => Err(SendError::from_wire(self.inner.origin.authority(), error)),
+        }
     }
 
     /// Drops connections that have been idle for too long. Called from time to time by the owner.
@@ -113,124 +87,119 @@ impl EngineClient {
         self.inner.idle.len()
     }
 
-    async fn send_fresh(&self, request: Request<Bytes>) -> Result<Response<EngineBody>, SendError> {
-        let inner = &self.inner;
-        let stream = connect(&inner.origin, &inner.options).await?;
-        let (sender, driver) = http1::Builder::new()
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| SendError::from_hyper(inner.origin.authority(), error, true))?;
-        let mut wire = Wire {
-            sender,
-            driver: Some(Box::pin(driver)),
-        };
-        match exchange(&mut wire, request).await {
-            Ok(response) => Ok(self.with_body(response, wire)),
-            Err(error) => Err(SendError::from_hyper(inner.origin.authority(), error, false)),
-        }
-    }
-
-    fn take_live(&self) -> Option<Wire> {
-        while let Some(wire) = self.inner.idle.take() {
-            if !wire.sender.is_closed() {
+    async fn take_live(&self) -> Option<Wire> {
+        while let Some(mut wire) = self.inner.idle.take() {
+            if wire.is_quiet().await {
                 return Some(wire);
             }
         }
         None
     }
 
-    fn with_body(&self, response: Response<Incoming>, wire: Wire) -> Response<EngineBody> {
-        let (head, incoming) = response.into_parts();
+    fn with_body(&self, head: Head, wire: Wire) -> Response<EngineBody> {
+        let Head {
+            response,
+            framing,
+            keep,
+            rest,
+        } = head;
         let mut body = EngineBody {
-            incoming,
             wire: Some(wire),
+            framing,
+            keep,
+            rest,
             home: self.inner.clone(),
         };
-        if body.incoming.is_end_stream() {
+        if framing.is_end() {
             body.finish();
         }
-        Response::from_parts(head, body)
+        response.map(|()| body)
     }
 }
 
-fn is_stale(error: &hyper::Error) -> bool {
-    error.is_canceled() || error.is_closed() || error.is_incomplete_message()
-}
-
-/// Drives the connection until it takes the request, and on until the head of the answer is there.
-async fn exchange(wire: &mut Wire, request: Request<Bytes>) -> Result<Response<Incoming>, hyper::Error> {
-    let Wire { sender, driver } = wire;
-    std::future::poll_fn(|cx| {
-        // The driver first: after an answer it still has to get ready for the next request, and it is what notices that
-        // the peer has closed.
-        drive(driver, cx)?;
-        sender.poll_ready(cx)
-    })
-    .await?;
-    let (head, body) = request.into_parts();
-    let mut answer = std::pin::pin!(sender.send_request(Request::from_parts(head, Full::new(body))));
-    std::future::poll_fn(|cx| {
-        let driven = drive(driver, cx);
-        match answer.as_mut().poll(cx) {
-            Poll::Pending => driven.map_or_else(|error| Poll::Ready(Err(error)), |()| Poll::Pending),
-            answered => answered,
-        }
-    })
-    .await
-}
-
-/// The body of an engine's answer. Reading it drives the connection; dropping it before its end closes the connection.
+/// The body of an engine's answer. Dropping it before its end closes the connection.
 pub struct EngineBody {
-    incoming: Incoming,
+    /// None once the body has ended, well or not.
     wire: Option<Wire>,
+    framing: Framing,
+    keep: bool,
+    /// What came and is not used yet.
+    rest: Bytes,
     home: Arc<Inner>,
 }
+
+/// The connection broke in the middle of an answer, or the answer's framing did.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer broke off")]
+pub struct EngineBodyError(#[source] io::Error);
 
 impl EngineBody {
     /// Puts the connection back for the next request, if it is fit for one.
     fn finish(&mut self) {
         if let Some(wire) = self.wire.take()
-            && wire.driver.is_some()
-            && !wire.sender.is_closed()
+            && self.keep
+            && self.rest.is_empty()
         {
             self.home.idle.put(wire);
         }
+    }
+
+    fn fail(&mut self, error: io::Error) -> Poll<Option<Result<Frame<Bytes>, EngineBodyError>>> {
+        self.wire = None;
+        Poll::Ready(Some(Err(EngineBodyError(error))))
     }
 }
 
 impl Body for EngineBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = EngineBodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, EngineBodyError>>> {
         let this = self.get_mut();
-        let mut polled = Pin::new(&mut this.incoming).poll_frame(cx);
-        if polled.is_pending()
-            && let Some(wire) = &mut this.wire
-        {
-            if let Err(error) = drive(&mut wire.driver, cx) {
-                this.wire = None;
-                return Poll::Ready(Some(Err(error)));
+        loop {
+            if this.wire.is_none() {
+                return Poll::Ready(None);
             }
-            polled = Pin::new(&mut this.incoming).poll_frame(cx);
+            match this.framing.next(&mut this.rest) {
+                Ok(data) => {
+                    if this.framing.is_end() {
+                        this.finish();
+                    }
+                    if let Some(data) = data {
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                }
+                Err(_) => return this.fail(io::Error::new(io::ErrorKind::InvalidData, "broken chunks")),
+            }
+            let Some(wire) = &mut this.wire else {
+                return Poll::Ready(None);
+            };
+            match wire.poll_read(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(more)) if more.is_empty() => {
+                    if this.framing == Framing::UntilClose {
+                        this.wire = None;
+                        return Poll::Ready(None);
+                    }
+                    return this.fail(io::ErrorKind::UnexpectedEof.into());
+                }
+                Poll::Ready(Ok(more)) => this.rest = more,
+                Poll::Ready(Err(error)) => return this.fail(error),
+            }
         }
-        match &polled {
-            Poll::Ready(None) => this.finish(),
-            Poll::Ready(Some(Ok(_))) if this.incoming.is_end_stream() => this.finish(),
-            Poll::Ready(Some(Err(_))) => this.wire = None,
-            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
-        }
-        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.wire.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match self.framing {
+            Framing::Length(left) => SizeHint::with_exact(left),
+            Framing::Chunked(_) | Framing::UntilClose => SizeHint::default(),
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::wire::WireError;
+
 /// Why a text is no origin.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
@@ -15,6 +17,9 @@ pub enum OriginError {
     #[error("the URL must not carry a user name or a password")]
     Credentials,
 }
+
+/// What a connection or a parser said.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a request got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +50,7 @@ pub enum SendError {
         not_processed: bool,
         /// What the connection said.
         #[source]
-        source: hyper::Error,
+        source: Cause,
     },
     /// What came back was no HTTP.
     #[error("{to} sent something that is not HTTP")]
@@ -54,7 +59,7 @@ pub enum SendError {
         to: String,
         /// What the parser said.
         #[source]
-        source: hyper::Error,
+        source: Cause,
     },
 }
 
@@ -69,17 +74,33 @@ impl SendError {
     }
 
     pub(crate) fn from_hyper(to: &str, source: hyper::Error, not_processed: bool) -> Self {
+        let to = to.to_owned();
         if source.is_parse() {
             Self::Garbage {
-                to: to.to_owned(),
-                source,
+                to,
+                source: source.into(),
             }
         } else {
             Self::Closed {
-                to: to.to_owned(),
+                to,
                 not_processed: not_processed || source.is_canceled(),
-                source,
+                source: source.into(),
             }
+        }
+    }
+
+    pub(crate) fn from_wire(to: &str, error: WireError) -> Self {
+        let to = to.to_owned();
+        match error {
+            WireError::Broken { source, .. } => Self::Closed {
+                to,
+                not_processed: false,
+                source: source.into(),
+            },
+            WireError::Garbage(_) => Self::Garbage {
+                to,
+                source: error.into(),
+            },
         }
     }
 }

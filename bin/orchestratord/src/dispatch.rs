@@ -13,7 +13,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use scheduler::{Refusal, ReplicaInfo};
+use scheduler::{Outcome, Refusal, ReplicaInfo};
 use task_api::{ApiError, CORRELATION_HEADER, ErrorCode};
 
 use tracing::Instrument as _;
@@ -214,6 +214,11 @@ async fn elsewhere(grant: Grant, response: Response<AnswerBody>) -> Result<Submi
         .await
         .unwrap_or_default();
     let error = engine_error(status, &body);
+    // An engine that fails because it cannot make sense of the request would do so everywhere.
+    if error.code == ErrorCode::InvalidParams {
+        grant.finish(Outcome::Failed);
+        return Err(error);
+    }
     let worth_waiting = matches!(status, 429 | 503);
     match grant.requeue() {
         Ok(Submission::Placed(next)) => Ok(Submission::Placed(next)),

@@ -96,8 +96,10 @@ impl Relay {
                 Poll::Ready(Some(Ok(frame))) => {
                     let Ok(chunk) = frame.into_data() else { continue };
                     self.silence.last_chunk = Instant::now();
-                    self.watch.feed(&chunk);
-                    return Poll::Ready(Some(chunk));
+                    let whole_events = self.watch.relay(chunk);
+                    if !whole_events.is_empty() {
+                        return Poll::Ready(Some(whole_events));
+                    }
                 }
                 Poll::Ready(Some(Err(why))) => return Poll::Ready(self.end(Some(&why))),
                 Poll::Ready(None) => return Poll::Ready(self.end(None)),
@@ -121,16 +123,16 @@ impl Relay {
             StreamEnd::Complete => {
                 self.pool.ended(TaskOutcome::Completed);
                 running.grant.finish(Outcome::Completed);
-                None
+                self.held_back()
             }
             // The client has the engine's own error event.
             StreamEnd::Error(error) => {
                 tracing::warn!(%error, "an engine ended a stream with an error");
                 self.pool.ended(TaskOutcome::Failed);
                 running.grant.finish(Outcome::Failed);
-                None
+                self.held_back()
             }
-            StreamEnd::Cut { mid_event } => {
+            StreamEnd::Cut { .. } => {
                 crate::dispatch::lost(
                     &running.grant,
                     &self.correlation_id,
@@ -142,23 +144,31 @@ impl Relay {
                     ErrorCode::WorkerReset,
                     "the engine went away in the middle of the answer; what was sent is not complete",
                 );
-                Some(error_event(self.dialect, &error, mid_event))
+                Some(error_event(self.dialect, &error, self.watch.is_halved()))
             }
         }
     }
 
+    /// The last bytes of a stream that did not end its last line.
+    fn held_back(&mut self) -> Option<Bytes> {
+        Some(self.watch.held_back()).filter(|bytes| !bytes.is_empty())
+    }
+
     fn give_up(&mut self) -> Option<Bytes> {
+        // The answer is complete and only the connection is still open.
+        if self.watch.has_ended() {
+            return self.end(None);
+        }
         let running = self.running.take()?;
         self.pool.tokens(self.watch.usage());
         self.pool.ended(TaskOutcome::Failed);
         running.grant.finish(Outcome::Failed);
-        let mid_event = matches!(self.watch.finish(), StreamEnd::Cut { mid_event: true });
         let waited = self.silence.bound.as_millis();
         let error = ApiError::new(
             ErrorCode::DecodeTimeout,
             format!("the engine sent nothing for {waited} ms"),
         );
-        Some(error_event(self.dialect, &error, mid_event))
+        Some(error_event(self.dialect, &error, self.watch.is_halved()))
     }
 }
 

@@ -394,8 +394,10 @@ impl Work {
         while !watch.has_data() && !watch.has_ended() && held.len() < HELD_CHUNKS_MAX {
             match next_chunk(plane, &mut body).await? {
                 Some(Ok(chunk)) => {
-                    watch.feed(&chunk);
-                    held.push_back(chunk);
+                    let whole_events = watch.relay(chunk);
+                    if !whole_events.is_empty() {
+                        held.push_back(whole_events);
+                    }
                 }
                 Some(Err(why)) => return Ok(Begun::Lost(grant, why)),
                 None => break,

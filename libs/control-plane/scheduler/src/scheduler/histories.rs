@@ -350,7 +350,7 @@ impl World {
         self.free(plane, lease);
         let plane = &mut self.planes[plane];
         if take_out {
-            if self.now.subsec_millis() % 2 == 0 {
+            if self.now.subsec_millis().is_multiple_of(2) {
                 plane.scheduler.take_out(self.now, replica, &mut plane.effects);
             } else {
                 plane

@@ -55,13 +55,14 @@ pub(crate) struct Local {
     control_plane: ControlPlane,
     shutdown: Shutdown,
     telemetry: Option<Telemetry>,
+    scheme: &'static str,
     /// Whether the demo model is what answers.
     pub(crate) is_demo: bool,
 }
 
 impl Local {
     /// Starts it all; the engine follows. Only what is wrong with the settings or this machine is an error here.
-    pub(crate) fn start(wanted: Wanted) -> Result<Self> {
+    pub(crate) fn start(wanted: &Wanted) -> Result<Self> {
         let loaded = config::load::<Settings>(&Sources::with_arguments(&wanted.flags))?;
         let mut settings = loaded.settings;
         let telemetry = init_logs(&mut settings, wanted.for_one_run)?;
@@ -75,7 +76,7 @@ impl Local {
         let is_demo =
             from_settings.is_empty() && wanted.model.as_deref().is_none_or(|model| model == demo::NAME);
         let pools = match from_settings.is_empty() {
-            true => vec![pool(&wanted, is_demo, &settings.engines.cache_dir())?],
+            true => vec![pool(wanted, is_demo, &settings.engines.cache_dir())?],
             false => from_settings,
         };
 
@@ -84,6 +85,11 @@ impl Local {
         if wanted.for_one_run {
             for_one_run(&mut settings, &directory);
         }
+        let scheme = if settings.tls_cert.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         let shutdown = Shutdown::new();
         let local = LocalNode {
             node_id: node_id(),
@@ -95,18 +101,18 @@ impl Local {
             control_plane,
             shutdown,
             telemetry,
+            scheme,
             is_demo,
         })
     }
 
     /// Where it listens, for people and clients.
     pub(crate) fn url(&self) -> String {
-        let addr = self.control_plane.addr();
-        let ip = addr.ip();
-        match ip.is_unspecified() {
-            true => format!("http://127.0.0.1:{}", addr.port()),
-            false => format!("http://{}", SocketAddr::new(ip, addr.port())),
+        let mut addr = self.control_plane.addr();
+        if addr.ip().is_unspecified() {
+            addr.set_ip([127, 0, 0, 1].into());
         }
+        format!("{}://{addr}", self.scheme)
     }
 
     pub(crate) fn client(&self, api_key: Option<&str>) -> Result<Client> {

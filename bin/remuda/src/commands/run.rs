@@ -63,7 +63,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         for_one_run: true,
         ..Wanted::default()
     };
-    let local = Local::start(wanted)?;
+    let local = Local::start(&wanted)?;
     let outcome = interruptible(ask_local(&local, prompt, &arguments)).await;
     local.stop().await;
     outcome

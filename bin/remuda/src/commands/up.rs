@@ -51,7 +51,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         slots: arguments.slots,
         for_one_run: false,
     };
-    let local = Local::start(wanted)?;
+    let local = Local::start(&wanted)?;
     local.shutdown().listen_to_signals()?;
     let shown = Shown::new(false);
     let mut told = None;
@@ -67,7 +67,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     tokio::select! {
         outcome = ready => {
             outcome?;
-            welcome(&local).await?;
+            welcome(&local).await;
         }
         () = local.shutdown().stopped() => {}
     }
@@ -91,43 +91,61 @@ fn flags(arguments: &Arguments) -> Vec<String> {
     flags
 }
 
-async fn welcome(local: &Local) -> Result<()> {
+/// Says where it is and what to try.
+async fn welcome(local: &Local) {
     let url = local.url();
-    let listed = answer::models(&local.client(None)?).await;
+    // Whoever may not list the models without a key needs one; an authority that this program does not know has the
+    // same effect, and a key that is shown in vain harms nobody.
+    let listed = match local.client(None) {
+        Ok(client) => answer::models(&client).await,
+        Err(error) => Err(error),
+    };
     let needs_key = listed.is_err();
     let models = listed.unwrap_or_default();
-    let model = models.first().map_or(demo::NAME, String::as_str);
-    let with = if models.is_empty() {
-        String::new()
-    } else {
-        format!(" with {}", bold(models.join(", ")))
+    let with = match models.is_empty() {
+        true => String::new(),
+        false => format!(" with {}", bold(models.join(", "))),
     };
     anstream::println!("Remuda is up at {}{with}. Ctrl-C stops everything.", bold(&url));
     if local.is_demo {
-        anstream::println!(
-            "{}",
-            dim(format!("{}\n", demo::NOTE.replace("remuda run", "remuda up")))
-        );
+        anstream::println!("{}", dim(demo::NOTE.replace("remuda run", "remuda up")));
     }
-    let (header, key) = match needs_key {
-        true => (
-            " -H \"authorization: Bearer $REMUDA_API_KEY\"",
-            "os.environ[\"REMUDA_API_KEY\"]",
-        ),
-        false => ("", "\"none\""),
-    };
-    let question = "\"messages\": [{\"role\": \"user\", \"content\": \"3*67\"}]";
+    let model = models.first().map_or(demo::NAME, String::as_str);
     anstream::println!(
-        "{}\n  curl {url}/v1/chat/completions -H 'content-type: application/json'{header} \\\n    \
-         -d '{{\"model\": \"{model}\", {question}}}'\n",
-        bold("With curl:")
+        "\n{}\n{}\n",
+        bold("With curl:"),
+        curl_example(&url, model, needs_key)
     );
     anstream::println!(
-        "{}\n  from openai import OpenAI\n  client = OpenAI(base_url=\"{url}/v1\", api_key={key})\n  \
-         answer = client.chat.completions.create(model=\"{model}\", messages=[{{\"role\": \"user\", \"content\": \"3*67\"}}])\n  \
-         print(answer.choices[0].message.content)\n",
-        bold("With an OpenAI client:")
+        "{}\n{}\n",
+        bold("With an OpenAI client:"),
+        python_example(&url, model, needs_key)
     );
     anstream::println!("{} remuda chat", bold("To talk with it:"));
-    Ok(())
+}
+
+fn curl_example(url: &str, model: &str, needs_key: bool) -> String {
+    let header = if needs_key {
+        " -H \"authorization: Bearer $REMUDA_API_KEY\""
+    } else {
+        ""
+    };
+    format!(
+        "  curl {url}/v1/chat/completions -H 'content-type: application/json'{header} \\\n    \
+         -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"3*67\"}}]}}'"
+    )
+}
+
+fn python_example(url: &str, model: &str, needs_key: bool) -> String {
+    let (import, key) = if needs_key {
+        ("import os\n  ", "os.environ[\"REMUDA_API_KEY\"]")
+    } else {
+        ("", "\"none\"")
+    };
+    format!(
+        "  {import}from openai import OpenAI\n  client = OpenAI(base_url=\"{url}/v1\", api_key={key})\n  \
+         question = [{{\"role\": \"user\", \"content\": \"3*67\"}}]\n  \
+         answer = client.chat.completions.create(model=\"{model}\", messages=question)\n  \
+         print(answer.choices[0].message.content)"
+    )
 }

@@ -108,6 +108,15 @@ impl Source {
         }
     }
 
+    /// How many files make up the model, when this is one of several: `NAME-00001-of-00003.gguf`.
+    pub(crate) fn parts(&self) -> Option<u32> {
+        let file = self.file_name();
+        let (rest, parts) = file.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+        let (_, part) = rest.rsplit_once('-')?;
+        let number = |text: &str| (text.len() == 5).then(|| text.parse::<u32>().ok()).flatten();
+        number(part).and(number(parts)).filter(|parts| *parts > 1)
+    }
+
     /// The file's name, for people.
     pub(crate) fn file_name(&self) -> String {
         let path = match &self.place {
@@ -138,7 +147,12 @@ impl fmt::Display for Source {
                 file,
             }) => write!(f, "hf:{repository}/{file}@{revision}")?,
             Place::Url(url) => write!(f, "{url}")?,
-            Place::File(path) => write!(f, "{}", path.display())?,
+            Place::File(path) => {
+                // Said only where the path could be taken for something else.
+                let text = path.to_string_lossy();
+                let ambiguous = text.starts_with("file:") || Self::is_remote(&text);
+                write!(f, "{}{text}", if ambiguous { "file:" } else { "" })?;
+            }
         }
         match &self.sha256 {
             Some(sha256) => write!(f, "#sha256={sha256}"),
@@ -166,9 +180,10 @@ fn parse_place(text: &str) -> Result<Place, SourceError> {
         }
         return Ok(Place::Url(url));
     }
-    Ok(Place::File(PathBuf::from(
-        text.strip_prefix("file:").unwrap_or(text),
-    )))
+    match text.strip_prefix("file:").unwrap_or(text) {
+        "" => Err(SourceError::Empty),
+        path => Ok(Place::File(PathBuf::from(path))),
+    }
 }
 
 fn parse_hub(text: &str) -> Option<HubFile> {
@@ -204,6 +219,8 @@ fn split_revision(text: &str) -> (&str, Option<&str>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn hub(text: &str, repository: &str, revision: &str, file: &str) {
@@ -238,6 +255,32 @@ mod tests {
             "hf:o/r//m",
         ] {
             assert!(wrong.parse::<Source>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn parts_of_a_model_are_recognised() {
+        let parts = |file: &str| format!("hf:o/r/{file}").parse::<Source>().unwrap().parts();
+        assert_eq!(parts("m-00002-of-00003.gguf"), Some(3));
+        for whole in [
+            "m.gguf",
+            "m-00001-of-00001.gguf",
+            "m-1-of-3.gguf",
+            "best-of-00003.gguf",
+            "m-00002-of-00003.bin",
+        ] {
+            assert_eq!(parts(whole), None, "{whole}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_read_is_written_as_it_can_be_read(text in "(hf:|https://|file:|)[a-zA-Z0-9@/:._#=% -]{0,40}") {
+            if let Ok(source) = text.parse::<Source>() {
+                let again: Source = source.to_string().parse().unwrap();
+                prop_assert_eq!(&again, &source);
+                prop_assert!(!source.default_name().is_empty());
+            }
         }
     }
 

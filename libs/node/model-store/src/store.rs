@@ -125,6 +125,12 @@ impl Store {
     ) -> Result<Model, StoreError> {
         let name = name.map_or_else(|| source.default_name(), str::to_owned);
         check_name(&name)?;
+        if let Some(parts) = source.parts() {
+            return Err(StoreError::Parts {
+                file: source.file_name(),
+                parts,
+            });
+        }
         self.check_free(&name, source)?;
         let key = Digest::of(source.to_string().as_bytes()).to_string()[..24].to_owned();
         let _lock = self.lock_pull(&key, source, progress).await?;
@@ -356,6 +362,7 @@ impl Store {
         self.check_free(name, source)?;
         let blob = self.blob_path(&content.got.sha256);
         if let Some(file) = &content.file {
+            check_magic(file, source)?;
             make_directory(&self.root.join("blobs"))?;
             fs::rename(file, &blob).map_err(|source| file_error("rename a file to", &blob, source))?;
         }
@@ -472,6 +479,27 @@ fn files_of(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
         .flatten()
         .flatten()
         .map(|entry| entry.path())
+}
+
+/// Refuses what is called a GGUF file and is none, such as the page of a server that wants a login.
+fn check_magic(file: &Path, source: &Source) -> Result<(), StoreError> {
+    if !source.file_name().ends_with(".gguf") {
+        return Ok(());
+    }
+    let mut beginning = Vec::new();
+    let opened = fs::File::open(file)
+        .and_then(|file| io::Read::read_to_end(&mut io::Read::take(file, 40), &mut beginning));
+    opened.map_err(|source| file_error("read", file, source))?;
+    if beginning.starts_with(b"GGUF") {
+        return Ok(());
+    }
+    // It would be taken for the beginning of the right file the next time.
+    let _ = fs::remove_file(file);
+    let beginning = String::from_utf8_lossy(&beginning).escape_debug().to_string();
+    Err(StoreError::NotGguf {
+        file: source.file_name(),
+        beginning,
+    })
 }
 
 fn is_manifest(path: &Path) -> bool {

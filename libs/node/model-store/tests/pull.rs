@@ -16,9 +16,8 @@ const TOKEN: &str = "hf_a_token_that_nobody_else_may_see";
 
 /// Content that is different everywhere, so that a piece in the wrong place is noticed.
 fn content() -> Vec<u8> {
-    (0..100_000_u32)
-        .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
-        .collect()
+    let numbers = (0..99_999_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes());
+    b"GGUF".iter().copied().chain(numbers).collect()
 }
 
 fn options(directory: &Path, endpoint: &str) -> StoreOptions {
@@ -289,13 +288,13 @@ async fn the_tree_knows_what_the_redirect_does_not_say() {
 async fn a_small_file_without_a_digest_is_taken_as_it_comes() {
     let directory = tempfile::tempdir().unwrap();
     let hub = Server::start(|request| match request.path.as_str() {
-        "/org/repo/resolve/main/m.gguf" => Reply::range(request, b"small"),
+        "/org/repo/resolve/main/m.gguf" => Reply::range(request, b"GGUF small"),
         _ => Reply::new(404, ""),
     });
     let store = Store::new(options(directory.path(), &hub.url("")));
     assert_eq!(
         pull(&store, "hf:org/repo/m.gguf").await.unwrap().sha256,
-        Digest::of(b"small")
+        Digest::of(b"GGUF small")
     );
 }
 
@@ -306,6 +305,7 @@ async fn an_address_is_pulled_and_its_digest_checked() {
         "/busy.gguf" => Reply::new(429, "slow down").header("Retry-After", 0),
         "/odd.gguf" => Reply::new(302, "").header("Location", "ftp://127.0.0.1/m"),
         "/round.gguf" => Reply::new(302, "").header("Location", "/round.gguf"),
+        "/login.gguf" => Reply::new(200, "<html>\n<h1>Log in</h1>"),
         "/huge.gguf" => Reply::new(200, "x").header("Content-Length", 1_u64 << 60),
         _ => Reply::range(request, &content())
             .header("ETag", "\"1\"")
@@ -326,6 +326,14 @@ async fn an_address_is_pulled_and_its_digest_checked() {
         (
             "/busy.gguf".to_owned(),
             "3 attempts failed, the last one brought nothing new: 127.0.0.1:",
+        ),
+        (
+            "/login.gguf".to_owned(),
+            r#"login.gguf is no GGUF file: it begins with "<html>\n<h1>Log in</h1>"; it"#,
+        ),
+        (
+            "/m-00001-of-00002.gguf".to_owned(),
+            "is one of 2 files that make a model",
         ),
         ("/odd.gguf".to_owned(), "from http to ftp"),
         ("/round.gguf".to_owned(), "more than 10 times"),
@@ -438,7 +446,7 @@ async fn files_are_copied_named_verified_and_removed() {
     store.verify("other", &Progress::none()).await.unwrap();
 
     let elsewhere = directory.path().join("elsewhere.gguf");
-    std::fs::write(&elsewhere, "x").unwrap();
+    std::fs::write(&elsewhere, "GGUF x").unwrap();
     let source: Source = elsewhere.display().to_string().parse().unwrap();
     let error = told(
         &store

@@ -19,6 +19,24 @@ pub enum StoreError {
     /// It could not be downloaded.
     #[error(transparent)]
     Download(#[from] DownloadError),
+    /// The model is one of several files.
+    #[error(
+        "{file} is one of {parts} files that make a model, and such models cannot be kept yet: take one in one file"
+    )]
+    Parts {
+        /// Which file.
+        file: String,
+        /// How many there are.
+        parts: u32,
+    },
+    /// It is no GGUF file.
+    #[error("{file} is no GGUF file: it begins with \"{beginning}\"; it was not kept")]
+    NotGguf {
+        /// Which file.
+        file: String,
+        /// What it begins with.
+        beginning: String,
+    },
     /// The name cannot be one.
     #[error(
         "{0:?} cannot be a model's name: 1 to {NAME_LEN_MAX} of A-Z a-z 0-9 . _ -, a letter or digit first"

@@ -71,11 +71,20 @@ async fn probe_for_ever(replica: &Replica, prober: &Prober, interval: Duration) 
                 if let Some(answer) = answer {
                     asked_all = Some(Instant::now());
                     let busy = answer.busy_slots.unwrap_or(0);
+                    let (told, wanted) = (answer.slots_total, replica.traits().slots);
                     if replica.found(facts(&replica.traits(), answer), busy) {
                         tracing::info!(
                             pool_id = %replica.pool_id, replica_id = %replica.replica_id,
                             address = prober.client.origin().authority(), "the engine answers; the replica is in"
                         );
+                        if let (Some(told), Some(wanted)) = (told, wanted)
+                            && told != wanted
+                        {
+                            tracing::warn!(
+                                pool_id = %replica.pool_id, replica_id = %replica.replica_id, told, wanted,
+                                "the engine has another number of slots than was asked for; the smaller one counts"
+                            );
+                        }
                     }
                 }
             }

@@ -187,6 +187,11 @@ impl Door {
         &self.inner.changed
     }
 
+    /// Whether the machine has GPUs that this node may use, as far as is known.
+    pub(crate) fn has_gpus(&self) -> bool {
+        !self.inner.gpus.load().gpus.is_empty()
+    }
+
     pub(crate) fn table(&self) -> Arc<Table> {
         self.inner.table.load_full()
     }

@@ -51,6 +51,15 @@ pub(crate) fn parse_mask(mask: &str) -> Option<Vec<u32>> {
     }
 }
 
+/// Whether two masks have a GPU in common.
+pub(crate) fn masks_overlap(one: Option<&[u32]>, other: Option<&[u32]>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => one.iter().any(|gpu| other.contains(gpu)),
+        (Some(some), None) | (None, Some(some)) => !some.is_empty(),
+        (None, None) => true,
+    }
+}
+
 /// Asks the driver. Keeps it open, because opening it takes long.
 pub(crate) struct GpuWatch {
     /// Boxed: it holds a table of a few hundred functions.
@@ -165,6 +174,12 @@ mod tests {
         assert_eq!(reading.total_bytes(None), 300);
         assert_eq!(reading.free_bytes(Some(&[0, 2])), 40);
         assert_eq!(reading.free_bytes(Some(&[])), 0);
+        assert!(
+            masks_overlap(None, None)
+                && masks_overlap(None, Some(&[1]))
+                && masks_overlap(Some(&[0, 1]), Some(&[1]))
+        );
+        assert!(!masks_overlap(Some(&[]), None) && !masks_overlap(Some(&[0]), Some(&[1])));
         assert_eq!(parse_mask("all"), None);
         assert_eq!(parse_mask("none"), Some(vec![]));
         assert_eq!(parse_mask("1, 3"), Some(vec![1, 3]));

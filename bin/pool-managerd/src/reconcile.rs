@@ -4,6 +4,8 @@
 //! plan out; rounds follow each other every second, at once when a handoff changes or a command comes, and quickly while
 //! something is on its way out.
 
+mod commands;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,14 +13,18 @@ use std::time::{Duration, Instant};
 use engine_provisioner::Phase;
 use handoff_watcher::HandoffSet;
 use pool_registry_types::{PoolId, ReplicaId, ReplicaState};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use upstream::{ConnectOptions, EngineClient};
 
+pub(crate) use commands::Command;
+pub use commands::UnknownPool;
+
 use crate::attend::attend;
 use crate::door::{Door, Pending, PoolEntry, chain};
 use crate::fleet::{Fleet, Kept, Look};
+use crate::gpu::masks_overlap;
 use crate::plan::{Action, Desired, Key, Leaving, Observed, plan};
 use crate::pools::{Engines, Pool};
 use crate::probe::Prober;
@@ -45,34 +51,6 @@ pub struct Asking {
     /// For engines with `https` addresses.
     pub tls: Option<Arc<rustls::ClientConfig>>,
 }
-
-/// What the task is told.
-pub(crate) enum Command {
-    Drain {
-        pool: PoolId,
-        deadline: Duration,
-        reply: oneshot::Sender<Result<(), UnknownPool>>,
-    },
-    Undrain {
-        pool: PoolId,
-        reply: oneshot::Sender<Result<(), UnknownPool>>,
-    },
-    Reload {
-        pool: PoolId,
-        reply: oneshot::Sender<Result<(), UnknownPool>>,
-    },
-    /// Takes nothing new on the whole node, waits for what there is, ends the engines if told, and ends.
-    Shutdown {
-        deadline: Duration,
-        stop_engines: bool,
-        reply: oneshot::Sender<usize>,
-    },
-}
-
-/// The node has no such pool.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this node has no pool {0}")]
-pub struct UnknownPool(pub PoolId);
 
 pub(crate) struct Reconciler {
     pub(crate) pools: Vec<Pool>,
@@ -166,7 +144,7 @@ impl Reconciler {
         };
         self.note_failures(&look);
         let observed = self.observe(&look.kept);
-        let desired = self.desired();
+        let desired = self.desired(&look.kept);
         for action in plan(&desired, &observed) {
             self.execute(action).await;
         }
@@ -331,8 +309,13 @@ impl Reconciler {
         }
     }
 
-    fn desired(&self) -> BTreeMap<PoolId, Desired> {
+    fn desired(&self, kept: &BTreeMap<Key, Kept>) -> BTreeMap<PoolId, Desired> {
         let now = Instant::now();
+        let leaving = kept
+            .iter()
+            .filter(|(key, kept)| kept.stopping || self.state.leaving.contains_key(*key));
+        let leaving: Vec<_> = leaving.map(|((pool, _), _)| self.gpus_of(pool)).collect();
+        let has_gpus = self.door.has_gpus();
         let mut desired = BTreeMap::new();
         for pool in &self.pools {
             let Engines::Kept { replicas, .. } = &pool.engines else {
@@ -343,14 +326,21 @@ impl Reconciler {
             } else {
                 *replicas
             };
-            let may_start = self
-                .state
-                .starts
-                .get(&pool.id)
-                .is_none_or(|failures| now >= failures.next);
+            let failures = self.state.starts.get(&pool.id);
+            // An engine that is on its way out still has its device memory; the next one would not find enough.
+            let room = !has_gpus
+                || !leaving
+                    .iter()
+                    .any(|mask| masks_overlap(*mask, pool.gpus.as_deref()));
+            let may_start = room && failures.is_none_or(|failures| now >= failures.next);
             desired.insert(pool.id.clone(), Desired { replicas, may_start });
         }
         desired
+    }
+
+    /// The GPUs of a pool. None: all of them, or nobody knows the pool any more.
+    fn gpus_of(&self, pool: &PoolId) -> Option<&[u32]> {
+        self.pools.iter().find(|known| known.id == *pool)?.gpus.as_deref()
     }
 
     async fn execute(&mut self, action: Action) {
@@ -430,91 +420,6 @@ impl Reconciler {
                 attended.replica.client.reap();
             }
         }
-    }
-
-    fn drain(&mut self, pool: &PoolId, deadline: Duration) -> Result<(), UnknownPool> {
-        self.known(pool)?;
-        let deadline = Instant::now() + deadline;
-        tracing::info!(pool_id = %pool, "the pool takes nothing new and finishes what it has");
-        self.state.drained.insert(pool.clone(), deadline);
-        // Whoever is on the way out already may not take longer than it is now told.
-        for ((id, _), until) in &mut self.state.leaving {
-            if id == pool {
-                *until = (*until).min(deadline);
-            }
-        }
-        for ((id, _), attended) in &self.state.attended {
-            if id == pool {
-                attended.replica.set_draining(true);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes tasks again; what is on its way out and has not been ended stays.
-    fn undrain(&mut self, pool: &PoolId) -> Result<(), UnknownPool> {
-        self.known(pool)?;
-        if self.state.drained.remove(pool).is_some() {
-            tracing::info!(pool_id = %pool, "the pool takes tasks again");
-            self.state.leaving.retain(|(id, _), _| id != pool);
-        }
-        Ok(())
-    }
-
-    /// Replaces the pool's engines, and takes tasks again if it was drained.
-    fn reload(&mut self, pool: &PoolId) -> Result<(), UnknownPool> {
-        self.known(pool)?;
-        tracing::info!(pool_id = %pool, "the pool is reloaded");
-        self.state.drained.remove(pool);
-        self.state.starts.remove(pool);
-        let kept = self.state.kept.iter().filter(|(id, _)| id == pool);
-        self.state.outdated.extend(kept.cloned());
-        for (key, attended) in &self.state.attended {
-            if key.0 == *pool {
-                attended.replica.set_draining(false);
-                attended.replica.ask_again();
-            }
-        }
-        Ok(())
-    }
-
-    fn known(&self, pool: &PoolId) -> Result<(), UnknownPool> {
-        let known =
-            self.door.table().pools.contains_key(pool) || self.pools.iter().any(|known| known.id == *pool);
-        if known {
-            Ok(())
-        } else {
-            Err(UnknownPool(pool.clone()))
-        }
-    }
-
-    /// Waits for the tasks, ends the engines if told, and gives how many tasks and engines were left.
-    async fn shut_down(&mut self, deadline: Duration, stop_engines: bool) -> usize {
-        let deadline = tokio::time::Instant::now() + deadline;
-        for attended in self.state.attended.values() {
-            attended.replica.set_draining(true);
-        }
-        let taken = || {
-            self.state
-                .attended
-                .values()
-                .map(|attended| attended.replica.taken() as usize)
-                .sum::<usize>()
-        };
-        while taken() > 0 && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let mut left = taken();
-        if stop_engines {
-            // Engines that were asked to end are killed after a while, so this is waited for beyond the deadline.
-            left += self.fleet.stop_all(deadline + Duration::from_secs(20)).await;
-        }
-        for attended in self.state.attended.values() {
-            attended.stop.cancel();
-        }
-        self.attending.close();
-        self.attending.wait().await;
-        left
     }
 }
 

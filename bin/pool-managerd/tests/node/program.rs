@@ -328,11 +328,7 @@ async fn the_door_passes_streams_refusals_and_cancels_over_http_2() {
     daemon
         .until(&client, "pool-0", "", |pool| pool.slots_free == 2)
         .await;
-    assert!(
-        since.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        since.elapsed()
-    );
+    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
 
     let huge = "x".repeat(100_001);
     let (status, body) = read(send(&client, "POST", CHAT, "", &huge).await).await;

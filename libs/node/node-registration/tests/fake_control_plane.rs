@@ -5,7 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use pool_registry_types::{HeartbeatRequest, RegisterRequest};
 struct FakeControlPlane {
     address: String,
     status: Arc<AtomicU16>,
+    pace_ms: Arc<AtomicU64>,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
@@ -31,16 +32,18 @@ impl FakeControlPlane {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let status = Arc::new(AtomicU16::new(200));
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let (answer, record) = (status.clone(), seen.clone());
+        let pace_ms = Arc::new(AtomicU64::new(200));
+        let (answer, pace, record) = (status.clone(), pace_ms.clone(), seen.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (answer, record) = (answer.clone(), record.clone());
-                std::thread::spawn(move || serve(stream.unwrap(), &answer, &record));
+                let (answer, pace, record) = (answer.clone(), pace.clone(), record.clone());
+                std::thread::spawn(move || serve(stream.unwrap(), &answer, &pace, &record));
             }
         });
         Self {
             address,
             status,
+            pace_ms,
             seen,
         }
     }
@@ -73,7 +76,7 @@ impl FakeControlPlane {
     }
 }
 
-fn serve(mut stream: TcpStream, status: &AtomicU16, record: &Mutex<Vec<Seen>>) {
+fn serve(mut stream: TcpStream, status: &AtomicU16, pace_ms: &AtomicU64, record: &Mutex<Vec<Seen>>) {
     let mut buffer = Vec::new();
     loop {
         let head_end = loop {
@@ -108,8 +111,9 @@ fn serve(mut stream: TcpStream, status: &AtomicU16, record: &Mutex<Vec<Seen>>) {
             body,
         });
         let status = status.load(Ordering::SeqCst);
+        let accepted = format!(r#"{{"next_heartbeat_ms":{}}}"#, pace_ms.load(Ordering::SeqCst));
         let text = if status == 200 {
-            r#"{"next_heartbeat_ms":200}"#
+            accepted.as_str()
         } else {
             r#"{"code":"NOT_FOUND"}"#
         };
@@ -180,6 +184,7 @@ async fn registers_beats_and_deregisters() {
 #[tokio::test]
 async fn a_change_is_reported_without_waiting_for_the_turn() {
     let plane = FakeControlPlane::start();
+    plane.pace_ms.store(60_000, Ordering::SeqCst);
     let registration = Registration::start(&options(vec![plane.address.clone()]), &reporter());
     until("registered", || plane.count("register") == 1).await;
     let before = plane.count("heartbeat");

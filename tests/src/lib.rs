@@ -3,12 +3,14 @@
 //! Every test has directories and ports of its own, so all of them may run at once. Every process that a test starts is
 //! ended by its handle's drop, by its id, together with its process group.
 
+mod clients;
 mod process;
 mod skip;
 mod sse;
 mod system;
 mod wait;
 
+pub use clients::{clients, node, python};
 pub use process::{Program, binary, is_alive, kill_9};
 pub use skip::skipped;
 pub use sse::{SseEvent, sse_events};

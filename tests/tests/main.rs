@@ -9,6 +9,8 @@ mod faulty_engines;
 mod first_steps;
 mod kills;
 mod metrics;
+mod mutual_tls;
+mod real_clients;
 mod storms;
 mod traces;
 mod walk_through;

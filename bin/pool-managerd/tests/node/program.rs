@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -348,6 +350,62 @@ async fn the_door_passes_streams_refusals_and_cancels_over_http_2() {
     assert_eq!(refused.headers()[NODE_REFUSAL_HEADER], "POOL_UNREADY");
 }
 
+/// Passes bytes on in both directions until it is frozen; then it holds both connections open and passes nothing, as a
+/// network does that has gone away.
+fn freezing_proxy(to: String) -> (String, Arc<AtomicBool>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let frozen = Arc::new(AtomicBool::new(false));
+    let freeze = frozen.clone();
+    std::thread::spawn(move || {
+        for near in listener.incoming() {
+            let near = near.unwrap();
+            let far = TcpStream::connect(&to).unwrap();
+            let pairs = [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)];
+            for (mut from, mut into) in pairs {
+                let frozen = freeze.clone();
+                std::thread::spawn(move || {
+                    let mut chunk = [0; 4096];
+                    while let Ok(n @ 1..) = from.read(&mut chunk) {
+                        while frozen.load(Ordering::Relaxed) {
+                            std::thread::sleep(Duration::from_millis(10));
+                        }
+                        if into.write_all(&chunk[..n]).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        }
+    });
+    (address, frozen)
+}
+
+#[tokio::test]
+async fn a_control_plane_behind_a_dead_network_gives_its_slots_back() {
+    let daemon = Daemon::start(&[], &[]);
+    let engine = fake(1);
+    daemon.announce("pool-0", &engine.url());
+    let client = daemon.client();
+    daemon.until(&client, "pool-0", "", |pool| pool.ready).await;
+    let (address, frozen) = freezing_proxy(daemon.address.clone());
+    let origin = format!("http://{address}").parse().unwrap();
+    let far = NodeClient::new(origin, ConnectOptions::default());
+    let mut body = send(&far, "POST", CHAT, "", &chat("chunks=100000 interval_ms=20"))
+        .await
+        .into_body();
+    body.frame().await.unwrap().unwrap();
+    daemon
+        .until(&client, "pool-0", "", |pool| pool.slots_free == 0)
+        .await;
+    frozen.store(true, Ordering::Relaxed);
+    daemon
+        .until(&client, "pool-0", "", |pool| pool.slots_free == 1)
+        .await;
+    // The far side has found out by itself as well, or does so now.
+    assert!(tokio::time::timeout(LONG, body.collect()).await.unwrap().is_err());
+}
+
 #[test]
 fn http_1_works_and_nonsense_is_answered_or_closed() {
     let daemon = Daemon::start(&[], &[]);
@@ -444,7 +502,7 @@ async fn with_tls_only_certificates_of_the_ca_get_in() {
         let port = daemon.address.rsplit_once(':').unwrap().1;
         let origin = format!("https://localhost:{port}").parse().unwrap();
         let options = ConnectOptions {
-            tls: Some(std::sync::Arc::new(config)),
+            tls: Some(Arc::new(config)),
             ..ConnectOptions::default()
         };
         NodeClient::new(origin, options)

@@ -3,7 +3,7 @@
 //! Owns: when to send what, to each control plane on its own, and the requests themselves. Does not own: what the node
 //! reports, which is asked for at each report.
 //!
-//! The decisions are one pure function, [`step`]; [`Registration`] does what it says.
+//! The decisions are one pure function, [`step`](step()); [`Registration`] does what it says.
 //!
 //! Invariants:
 //! - at most one request per control plane is under way, so reports arrive in order;

@@ -155,7 +155,7 @@ impl Assembler {
             Answer::Messages(messages) => messages.finish(),
             Answer::Responses(responses) => responses.finish(),
         };
-        let usage = crate::watch::usage_of(body.as_bytes());
+        let usage = crate::watch::usage_of_body(body.as_bytes());
         Ok((Bytes::from(body), usage))
     }
 }

@@ -442,8 +442,15 @@ pub(crate) fn usage_of_member(raw: &str) -> TokenUsage {
 }
 
 /// The usage of a whole answer that was not streamed.
+///
+/// Where `usage` stands once, which is the rule, nothing else is read: an answer may be megabytes of numbers.
 pub fn usage_of_body(body: &[u8]) -> TokenUsage {
-    usage_of(body)
+    let needle = &NEEDLES.usage;
+    let mut places = needle.find_iter(body);
+    match (places.next(), places.next()) {
+        (Some(at), None) => usage_of_member(text_of(trimmed(&body[at + needle.needle().len()..]))),
+        _ => usage_of(body),
+    }
 }
 
 #[derive(Default)]
@@ -687,6 +694,34 @@ mod tests {
         let responses = "{\"type\":\"response.completed\",\"response\":{\"tools\":[{\"usage\":{\"input_tokens\":99}}],\
             \"usage\":{\"input_tokens\":3,\"output_tokens\":4}}}";
         assert_eq!(used(Dialect::Responses, responses), (Some(3), Some(4)));
+    }
+
+    #[test]
+    fn usage_of_a_whole_answer_is_found_at_once_or_by_reading() {
+        let check = |body: &str, tokens_in, tokens_out| {
+            assert_eq!(
+                usage_of_body(body.as_bytes()),
+                TokenUsage {
+                    tokens_in,
+                    tokens_out
+                },
+                "{body}"
+            );
+        };
+        check(
+            r#"{"data":[[1,2]],"usage": {"prompt_tokens":3,"total_tokens":3}}"#,
+            Some(3),
+            None,
+        );
+        check(
+            r#"{"tools":[{"usage":{"input_tokens":9}}],"usage":{"input_tokens":3}}"#,
+            Some(3),
+            None,
+        );
+        check(r#"{"x":{"usage":{"type":"object"}}}"#, None, None);
+        check(r#"{"timings":{"prompt_n":3,"predicted_n":4}}"#, Some(3), Some(4));
+        check(r#"{"usage":"#, None, None);
+        check("", None, None);
     }
 
     #[test]

@@ -5,11 +5,13 @@
 mod cancels;
 mod command_line;
 mod discovery;
+mod disk;
 mod faulty_engines;
 mod first_steps;
 mod kills;
 mod metrics;
 mod mutual_tls;
+mod network;
 mod real_clients;
 mod storms;
 mod traces;

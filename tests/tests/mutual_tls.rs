@@ -143,7 +143,7 @@ async fn a_node_that_cannot_be_believed_is_told_why() {
     );
     says(
         &mut plane.program,
-        "refused the client's certificate: it has expired",
+        "refused the client's certificate: it expired on 20",
     );
 
     let foreign = theirs.files("foreign", now, &ours);
@@ -193,7 +193,7 @@ async fn a_control_plane_that_cannot_be_believed_is_told_why() {
     );
     says(
         &mut polls.program,
-        "refused this side's certificate: it was issued by a CA that the other side does not know",
+        "the node refused this control plane's certificate: it was issued by a CA that the other side does not know",
     );
     says(
         &mut node_a.program,

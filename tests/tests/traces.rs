@@ -34,10 +34,9 @@ impl Seen {
     /// The value of a header in the last request that had it.
     fn header(&self, name: &str) -> Option<String> {
         let text = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
-        let lines = text.lines().filter_map(|line| line.split_once(": "));
+        let mut lines = text.lines().filter_map(|line| line.split_once(": "));
         lines
-            .filter(|(found, _)| found.eq_ignore_ascii_case(name))
-            .last()
+            .rfind(|(found, _)| found.eq_ignore_ascii_case(name))
             .map(|(_, value)| value.to_owned())
     }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 mod cancels;
+mod clock;
 mod command_line;
 mod discovery;
 mod disk;
@@ -12,6 +13,7 @@ mod kills;
 mod metrics;
 mod mutual_tls;
 mod network;
+mod openapi;
 mod real_clients;
 mod storms;
 mod traces;

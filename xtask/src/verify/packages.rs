@@ -28,6 +28,7 @@ const NEEDS: &[Need] = &[
     need("ps", "procps", "looking for orphans"),
     need("sqlite3", "sqlite3", "looking into the store from outside"),
     need("openssl", "openssl", "certificates that are wrong or expired"),
+    need("faketime", "faketime", "a wall clock that jumps"),
     need("curl", "curl", "the walk-through as it is written"),
     need(
         "python3",

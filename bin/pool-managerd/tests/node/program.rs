@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -532,10 +533,8 @@ async fn with_tls_only_certificates_of_the_ca_get_in() {
     );
 }
 
-#[tokio::test]
-async fn callbacks_come_at_once() {
-    let daemon = Daemon::start(&[], &[]);
-    let client = daemon.client();
+/// An address that takes callbacks, and the requests that came, as they were.
+fn listen_for_callbacks() -> (String, Receiver<String>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/told", listener.local_addr().unwrap());
     let (sender, told) = std::sync::mpsc::channel();
@@ -547,36 +546,49 @@ async fn callbacks_come_at_once() {
             // One request per connection is enough here: the answer closes it.
             while let Ok(n) = stream.read(&mut chunk) {
                 text.extend_from_slice(&chunk[..n]);
-                if n == 0 || text.ends_with(b"}}") || text.ends_with(b"]}}") {
+                if n == 0 || text.ends_with(b"]}}") {
                     break;
                 }
             }
             let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
-            let text = String::from_utf8_lossy(&text).into_owned();
-            let _ = sender.send(text);
+            let _ = sender.send(String::from_utf8_lossy(&text).into_owned());
         }
     });
-    let body = serde_json::json!({ "url": url }).to_string();
+    (url, told)
+}
+
+#[tokio::test]
+async fn callbacks_come_at_once_and_the_token_goes_only_where_the_operator_said() {
+    let (set, told_set) = listen_for_callbacks();
+    let (asked, told_asked) = listen_for_callbacks();
+    let environment = [
+        ("LLORCH_API_TOKEN", "s3cret"),
+        ("POOL_MANAGERD_ORCHESTRATORD_CALLBACK_URL", set.as_str()),
+    ];
+    let daemon = Daemon::start(&[], &environment);
+    let client = daemon.client();
+    let body = serde_json::json!({ "url": asked }).to_string();
     for _ in 0..2 {
-        assert_eq!(
-            read(send(&client, "POST", "/v2/callbacks/register", "", &body).await)
-                .await
-                .0,
-            204
-        );
+        let answer = send(&client, "POST", "/v2/callbacks/register", "s3cret", &body).await;
+        assert_eq!(read(answer).await.0, 204);
     }
     let engine = fake(1);
     daemon.announce("pool-0", &engine.url());
-    let text = told.recv_timeout(LONG).unwrap();
-    assert!(
-        text.starts_with("POST /told ") && text.contains("\"event\":\"pool-ready\""),
-        "{text}"
-    );
-    assert!(
-        text.contains("\"node_id\":\"test-node\"") && text.contains("\"pool_id\":\"pool-0\""),
-        "{text}"
-    );
+    for (told, trusted) in [(&told_set, true), (&told_asked, false)] {
+        let text = told.recv_timeout(LONG).unwrap();
+        assert!(
+            text.starts_with("POST /told ") && text.contains("\"event\":\"pool-ready\""),
+            "{text}"
+        );
+        assert!(
+            text.contains("\"node_id\":\"test-node\"") && text.contains("\"pool_id\":\"pool-0\""),
+            "{text}"
+        );
+        assert_eq!(text.contains("Bearer s3cret"), trusted, "{text}");
+    }
     engine.kill();
-    let text = told.recv_timeout(LONG).unwrap();
-    assert!(text.contains("\"event\":\"pool-lost\""), "{text}");
+    for told in [&told_set, &told_asked] {
+        let text = told.recv_timeout(LONG).unwrap();
+        assert!(text.contains("\"event\":\"pool-lost\""), "{text}");
+    }
 }

@@ -3,6 +3,7 @@
 //! Nothing has been sent to the client while this runs, so every failure here is met by placing again: a refused slot at
 //! once, a lost replica with that replica left out. What an engine refuses is the client's to know.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -130,21 +131,25 @@ pub(crate) async fn dispatch(
 ) -> Result<Answer, ApiError> {
     loop {
         let placement = spans::placement();
-        let grant = submission
-            .granted()
-            .instrument(placement.clone())
-            .await
-            .map_err(refused)?;
+        let grant = match submission {
+            Submission::Placed(grant) => grant,
+            waits => waits
+                .granted()
+                .instrument(placement.clone())
+                .await
+                .map_err(refused)?,
+        };
         spans::placed(&placement, &grant);
         drop(placement);
         placed(&grant);
         let queued_for = job.arrived.elapsed();
         let pool = plane.metrics.pool(&grant.info().pool_id);
         pool.dispatched(queued_for);
-        submission = match ask(plane, job, &grant)
+        // Pinned where they are, here and below: a future that is wrapped is copied into the wrapper.
+        let asked = pin!(ask(plane, job, &grant))
             .instrument(spans::dispatch(grant.info()))
-            .await
-        {
+            .await;
+        submission = match asked {
             Ok((response, assemble)) => match judge_engine_response(response.status(), response.headers()) {
                 Verdict::Pass | Verdict::Refused => {
                     return Ok(Answer {
@@ -186,8 +191,8 @@ async fn ask(plane: &Plane, job: &Job, grant: &Grant) -> Result<(Response<Answer
     if !engine.is_none() {
         telemetry::trace_context::inject(&engine, request.headers_mut());
     }
-    let answer = link.send(grant.info(), &plane.id, request).instrument(engine);
-    match tokio::time::timeout(plane.settings.engine_silence_ms, answer).await {
+    let answer = pin!(link.send(grant.info(), &plane.id, request));
+    match tokio::time::timeout(plane.settings.engine_silence_ms, answer.instrument(engine)).await {
         Ok(Ok(response)) => Ok((response, assemble)),
         Ok(Err(error)) => Err(Silence::Link(error)),
         Err(_) => Err(Silence::TooLong),

@@ -84,7 +84,8 @@ pub(crate) fn start_worker(
                 let shutdown = front.plane.shutdown.clone();
                 let accepted =
                     accept_loop(listener, front.room.clone(), &shutdown, |stream, peer, permit| {
-                        let connection = connection(front.clone(), stream, peer, permit);
+                        // In a box: whatever wraps it on its way would else hold room for it once more.
+                        let connection = Box::pin(connection(front.clone(), stream, peer, permit));
                         shutdown.spawn("connection", Kind::Work, connection);
                     });
                 if let Err(error) = accepted.await {
@@ -106,7 +107,7 @@ async fn connection(front: Arc<Front>, stream: TcpStream, peer: SocketAddr, perm
             match daemon::tls::accept(tls.current(), stream, sides, TLS_HANDSHAKE_TIMEOUT).await {
                 Ok(stream) => {
                     let certified = stream.get_ref().1.peer_certificates().is_some();
-                    http(front.clone(), stream, certified).await;
+                    Box::pin(http(front.clone(), stream, certified)).await;
                 }
                 Err(error) => {
                     tracing::info!(%peer, why = %daemon::exit::chain(&error), "a TLS handshake failed");
@@ -132,6 +133,13 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin>(front: Arc<Front>, stream: S, c
         lane::Left::Closed => return,
         lane::Left::HandOver(stream, read) => Rewound::new(stream, read),
     };
+    // In a box: most connections never need the room.
+    Box::pin(general(front, stream, certified)).await;
+}
+
+/// All of HTTP/1.1.
+async fn general<S: AsyncRead + AsyncWrite + Unpin>(front: Arc<Front>, stream: S, certified: bool) {
+    let shutdown = front.plane.shutdown.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         if certified {
             request.extensions_mut().insert(Certified);

@@ -155,7 +155,7 @@ fn two_hops(lab: &Lab, engine: &Engine) -> Result<Gateway> {
 /// One pool that names the engine by its address.
 fn pool_settings(engine: &Engine) -> String {
     format!(
-        "[[pools]]\nid = \"bench\"\nengine = \"openai\"\nurl = \"http://{}\"\nslots = 100000\n",
+        "[[pools]]\nid = \"bench\"\nengine = \"openai\"\nurl = \"http://{}\"\nslots = 50000\n",
         engine.address
     )
 }

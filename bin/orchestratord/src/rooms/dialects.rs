@@ -1,6 +1,7 @@
 //! The endpoints under `/v1` that existing clients speak. Each request is a task like any other; its bytes pass through.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use adapter_host::{
@@ -57,7 +58,7 @@ pub(crate) async fn handle(
         let body = read_body(plane, body).await?;
         run(plane, dialect, &identity, &head.headers, body, correlation).await
     };
-    answered(plane, dialect, work.instrument(span).await, correlation)
+    answered(plane, dialect, pin!(work).instrument(span).await, correlation)
 }
 
 /// Answers one request.
@@ -73,7 +74,7 @@ pub(crate) async fn handle_read(
         let identity = plane.access.user(&head.headers)?;
         run(plane, dialect, &identity, &head.headers, body, correlation).await
     };
-    answered(plane, dialect, work.instrument(span).await, correlation)
+    answered(plane, dialect, pin!(work).instrument(span).await, correlation)
 }
 
 fn answered(
@@ -147,7 +148,7 @@ async fn run(
     drop(facts);
     match wishes.deadline {
         None => work.answer(plane, submission).await,
-        Some(left) => tokio::time::timeout(left, work.answer(plane, submission))
+        Some(left) => tokio::time::timeout(left, pin!(work.answer(plane, submission)))
             .await
             .unwrap_or_else(|_| {
                 Err(ApiError::new(
@@ -315,7 +316,7 @@ impl Work {
             } else if answer.assemble {
                 self.put_together(plane, answer).await?
             } else {
-                let whole = self.whole(plane, answer);
+                let whole = pin!(self.whole(plane, answer));
                 tokio::time::timeout(silence_max, whole)
                     .await
                     .map_err(|_| silent(plane))?

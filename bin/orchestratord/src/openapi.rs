@@ -1,7 +1,10 @@
 //! The OpenAPI document, generated from the rooms' own declarations.
 
 use utoipa::OpenApi;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::schema::{Schema, SchemaType, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, PathItem, Ref, RefOr, Response, ResponseBuilder};
 
 use crate::rooms::{health, nodes, pools, tasks};
 
@@ -17,7 +20,7 @@ use crate::rooms::{health, nodes, pools, tasks};
     ),
     components(schemas(task_api::Event)),
     security(("key" = [])),
-    modifiers(&Key)
+    modifiers(&Key, &Parameters, &Refusals)
 )]
 struct Document;
 
@@ -31,6 +34,61 @@ impl utoipa::Modify for Key {
             .get_or_insert_default()
             .add_security_scheme("key", scheme);
     }
+}
+
+/// A parameter is left out where a body may say `null`.
+struct Parameters;
+
+impl utoipa::Modify for Parameters {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let operations = openapi.paths.paths.values_mut().flat_map(operations);
+        for parameter in operations
+            .filter_map(|operation| operation.parameters.as_mut())
+            .flatten()
+        {
+            if let RefOr::T(parameter) = parameter
+                && let Some(RefOr::T(Schema::Object(object))) = &mut parameter.schema
+                && let SchemaType::Array(types) = &mut object.schema_type
+            {
+                types.retain(|kind| *kind != Type::Null);
+            }
+        }
+    }
+}
+
+/// What every page that asks for a key may answer, said once.
+struct Refusals;
+
+impl utoipa::Modify for Refusals {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        for operation in openapi.paths.paths.values_mut().flat_map(operations) {
+            let asks_for_key = |required: &Vec<SecurityRequirement>| !required.is_empty();
+            if !operation.security.as_ref().is_none_or(asks_for_key) {
+                continue;
+            }
+            for (status, why) in [
+                ("401", "no key, or one that is not known"),
+                ("403", "the key may not do this"),
+            ] {
+                let responses = &mut operation.responses.responses;
+                responses.entry(status.to_owned()).or_insert_with(|| refusal(why));
+            }
+        }
+    }
+}
+
+fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut path.get, &mut path.post, &mut path.delete]
+        .into_iter()
+        .flatten()
+}
+
+fn refusal(why: &str) -> RefOr<Response> {
+    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorBody")));
+    let response = ResponseBuilder::new()
+        .description(why)
+        .content("application/json", body.build());
+    RefOr::T(response.build())
 }
 
 /// The document.

@@ -19,13 +19,13 @@ pub(crate) struct Health {
 }
 
 /// Says that the process runs
-#[utoipa::path(get, path = "/health/live", tag = "meta", responses((status = 200, body = Health)))]
+#[utoipa::path(get, path = "/health/live", tag = "meta", security(), responses((status = 200, body = Health)))]
 pub(crate) async fn live() -> Page {
     Ok(json(StatusCode::OK, &Health { status: "ok" }))
 }
 
 /// Says whether tasks are taken
-#[utoipa::path(get, path = "/health/ready", tag = "meta",
+#[utoipa::path(get, path = "/health/ready", tag = "meta", security(),
     responses((status = 200, body = Health), (status = 503, body = Health)))]
 pub(crate) async fn ready(State(plane): State<SharedPlane>) -> Page {
     if plane.is_stopping() {
@@ -100,7 +100,7 @@ pub(crate) struct Version {
 }
 
 /// Tells the version
-#[utoipa::path(get, path = "/v2/meta/version", tag = "meta", responses((status = 200, body = Version)))]
+#[utoipa::path(get, path = "/v2/meta/version", tag = "meta", security(), responses((status = 200, body = Version)))]
 pub(crate) async fn version() -> Page {
     Ok(json(
         StatusCode::OK,

@@ -72,6 +72,7 @@ pub(crate) struct ListQuery {
     /// Only this owner's tasks; others' are for admins to see.
     owner: Option<String>,
     /// Where the last page ended.
+    #[param(pattern = "^[0-9]{1,18}\\.[A-Za-z0-9._:-]{1,128}$")]
     cursor: Option<String>,
     /// How many, 1 to 500; 50 without it.
     #[param(minimum = 1, maximum = 500)]
@@ -80,7 +81,8 @@ pub(crate) struct ListQuery {
 
 /// Lists tasks, the newest first
 #[utoipa::path(get, path = "/v2/tasks", tag = "tasks", params(ListQuery),
-    responses((status = 200, body = TaskList), (status = 400, body = task_api::ErrorBody)))]
+    responses((status = 200, body = TaskList), (status = 400, body = task_api::ErrorBody),
+              (status = 503, body = task_api::ErrorBody)))]
 pub(crate) async fn list(
     State(plane): State<SharedPlane>,
     headers: HeaderMap,
@@ -124,7 +126,7 @@ pub(crate) async fn list(
 /// Shows a task
 #[utoipa::path(get, path = "/v2/tasks/{id}", tag = "tasks", params(("id" = TaskId, Path)),
     responses((status = 200, body = TaskView), (status = 400, body = task_api::ErrorBody),
-              (status = 404, body = task_api::ErrorBody)))]
+              (status = 404, body = task_api::ErrorBody), (status = 503, body = task_api::ErrorBody)))]
 pub(crate) async fn show(State(plane): State<SharedPlane>, headers: HeaderMap, Id(id): Id<TaskId>) -> Page {
     let identity = plane.access.user(&headers)?;
     if let Some(live) = plane.tasks.get(&id) {
@@ -139,7 +141,8 @@ pub(crate) async fn show(State(plane): State<SharedPlane>, headers: HeaderMap, I
     params(("id" = TaskId, Path), ("last-event-id" = Option<u64>, Header, description = "where to go on")),
     responses((status = 200, content_type = "text/event-stream", body = String),
               (status = 400, body = task_api::ErrorBody),
-              (status = 404, body = task_api::ErrorBody), (status = 409, body = task_api::ErrorBody)))]
+              (status = 404, body = task_api::ErrorBody), (status = 409, body = task_api::ErrorBody),
+              (status = 503, body = task_api::ErrorBody)))]
 pub(crate) async fn events(State(plane): State<SharedPlane>, headers: HeaderMap, Id(id): Id<TaskId>) -> Page {
     let identity = plane.access.user(&headers)?;
     let after = last_event_id(&headers)?;
@@ -160,7 +163,8 @@ pub(crate) async fn events(State(plane): State<SharedPlane>, headers: HeaderMap,
 
 /// Ends a task
 #[utoipa::path(post, path = "/v2/tasks/{id}/cancel", tag = "tasks", params(("id" = TaskId, Path)),
-    responses((status = 204), (status = 400, body = task_api::ErrorBody), (status = 404, body = task_api::ErrorBody)))]
+    responses((status = 204), (status = 400, body = task_api::ErrorBody), (status = 404, body = task_api::ErrorBody),
+              (status = 503, body = task_api::ErrorBody)))]
 pub(crate) async fn cancel(State(plane): State<SharedPlane>, headers: HeaderMap, Id(id): Id<TaskId>) -> Page {
     let identity = plane.access.user(&headers)?;
     match plane.tasks.get(&id) {

@@ -151,6 +151,10 @@ fn list_query(filter: &TaskFilter, limit: u32) -> Result<(String, Vec<Value>), S
     }
     if let Some(cursor) = &filter.cursor {
         let (created_ms, id) = cursor.split_once('.').ok_or(StoreError::BadCursor)?;
+        // A number reads a sign as well, which no page of ours gives.
+        if !created_ms.starts_with(|c: char| c.is_ascii_digit()) || task_api::TaskId::new(id).is_err() {
+            return Err(StoreError::BadCursor);
+        }
         let created_ms: i64 = created_ms.parse().map_err(|_| StoreError::BadCursor)?;
         text.push_str(" AND (created_ms, id) < (?, ?)");
         values.extend([created_ms.into(), id.to_owned().into()]);

@@ -97,6 +97,7 @@ pub struct TaskRequest {
     pub prompt: Option<String>,
     /// For `chat`: messages in OpenAI's shape, passed to the engine as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_items = 1)]
     pub messages: Option<Vec<serde_json::Map<String, serde_json::Value>>>,
     /// For `embedding` the text or texts, for `rerank` the documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,7 +114,7 @@ pub struct TaskRequest {
     pub seed: Option<u64>,
     /// How long the whole task may take, in milliseconds from its arrival.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 86_400_000)]
     pub deadline_ms: Option<u64>,
     /// Where it may run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -142,10 +143,11 @@ impl TaskRequest {
         if self
             .model
             .as_deref()
-            .is_some_and(|model| model.is_empty() || model.len() > 256)
+            .is_some_and(|model| model.is_empty() || model.chars().count() > 256)
         {
             return Err(
-                ApiError::new(ErrorCode::InvalidParams, "model must have 1 to 256 bytes").with_param("model"),
+                ApiError::new(ErrorCode::InvalidParams, "model must have 1 to 256 characters")
+                    .with_param("model"),
             );
         }
         match self.workload {

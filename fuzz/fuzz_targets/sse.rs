@@ -32,10 +32,15 @@ fuzz_target!(|input: &[u8]| {
     for dialect in DIALECTS {
         let mut one = StreamWatch::new(dialect);
         let mut other = StreamWatch::new(dialect);
+        let mut relayed = StreamWatch::new(dialect);
+        let mut passed = Vec::new();
         assert!(one.feed(stream) <= stream.len());
         for chunk in stream.chunks(chunk_len) {
             assert!(other.feed(chunk) <= chunk.len());
+            passed.extend_from_slice(&relayed.relay(bytes::Bytes::copy_from_slice(chunk)));
         }
+        passed.extend_from_slice(&relayed.held_back());
+        assert_eq!(passed, stream, "nothing is lost on the way to the client");
         assert_eq!(
             (one.has_data(), one.has_ended()),
             (other.has_data(), other.has_ended())

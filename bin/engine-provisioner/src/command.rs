@@ -12,6 +12,8 @@ pub(crate) struct Values<'a> {
     pub(crate) port: u16,
     pub(crate) model_path: &'a Path,
     pub(crate) model_name: &'a str,
+    /// None: the engine chooses.
+    pub(crate) threads: Option<u32>,
 }
 
 /// The engine's command, without anything that is nobody's business but ours in its environment.
@@ -24,7 +26,7 @@ pub(crate) fn command(
     gpu_mask: &str,
 ) -> Command {
     let mut command = Command::new(program);
-    let threads_args = if spec.threads.is_some() {
+    let threads_args = if values.threads.is_some() {
         start.threads_args.as_slice()
     } else {
         &[]
@@ -95,7 +97,7 @@ fn placeholder(name: &str, spec: &EngineSpec, values: Values<'_>) -> Option<Stri
         "{slots}" => spec.slots.to_string(),
         "{context_length}" => spec.context_length.to_string(),
         "{context_total}" => spec.context_length.saturating_mul(spec.slots).to_string(),
-        "{threads}" => spec.threads.unwrap_or(0).to_string(),
+        "{threads}" => values.threads.unwrap_or(0).to_string(),
         _ => return None,
     })
 }
@@ -115,6 +117,7 @@ mod tests {
             port: 4711,
             model_path: Path::new("/models/{slots}.gguf"),
             model_name: "demo",
+            threads: spec.threads,
         };
         let features: Vec<String> = spec
             .features
@@ -157,7 +160,9 @@ mod tests {
         );
         assert!(args.contains("--parallel 4 --ctx-size 4000"), "{args}");
         assert!(
-            !args.contains("--threads") && !args.contains("--device") && env.len() == 1,
+            !args.contains("--threads")
+                && !args.contains("--device")
+                && !env.iter().any(|(name, _)| name.contains("VISIBLE")),
             "{args}"
         );
         let (args, env) = check(

@@ -79,6 +79,9 @@ pub struct Start {
     /// Added when the pool says how many threads.
     #[serde(default)]
     pub threads_args: Vec<String>,
+    /// A model smaller than this gets one thread unless the pool says how many. In megabytes.
+    #[serde(default)]
+    pub one_thread_below_mb: u64,
     /// The environment variables that keep the engine to some of the GPUs.
     #[serde(default)]
     pub gpu_mask_env: Vec<String>,

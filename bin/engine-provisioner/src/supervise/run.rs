@@ -16,6 +16,7 @@ use crate::life::{Effect, Event, Life, Policy};
 use crate::port::ReservedPort;
 use crate::probe::{self, Answer};
 use crate::recipe::{self, Recipe, Start};
+use crate::spec::EngineSpec;
 use crate::status::Phase;
 
 /// Room for events that nobody has looked at yet; whoever has one waits for room.
@@ -350,6 +351,7 @@ impl Supervision {
             port: port.number(),
             model_path: &fetched.model_path,
             model_name: &fetched.model_name,
+            threads: threads(&self.spec, start, fetched),
         };
         let command = command::command(
             &fetched.program,
@@ -412,6 +414,13 @@ impl Supervision {
             other: std::collections::BTreeMap::new(),
         }
     }
+}
+
+/// How many threads the engine is told to take. None: it chooses.
+fn threads(spec: &EngineSpec, start: &Start, fetched: &Fetched) -> Option<u32> {
+    let size_bytes = std::fs::metadata(&fetched.model_path).map_or(u64::MAX, |metadata| metadata.len());
+    let small = size_bytes < start.one_thread_below_mb.saturating_mul(1_000_000);
+    spec.threads.or(small.then_some(1))
 }
 
 fn feature_args(recipe: &Recipe, features: &[String]) -> Vec<String> {

@@ -41,7 +41,6 @@ impl Setup {
             let mut spec = spec(model.display().to_string());
             spec.slots = 2;
             spec.context_length = 512;
-            spec.threads = Some(1);
             return Some(spec);
         };
         assert!(
@@ -171,7 +170,9 @@ pub(crate) fn ask(url: &str, message: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
     let length = body.len();
-    let head = format!("POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nOrigin: http://page.example\r\n"
+    );
     write!(
         stream,
         "{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
@@ -179,6 +180,14 @@ pub(crate) fn ask(url: &str, message: &str) -> String {
     .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
+    let allowed = answer.lines().find(|line| {
+        line.to_ascii_lowercase()
+            .starts_with("access-control-allow-origin")
+    });
+    assert!(
+        allowed.is_none_or(|line| line.ends_with("http://remuda.invalid")),
+        "a page could read it: {allowed:?}"
+    );
     let json = &answer[answer.find('{').unwrap()..=answer.rfind('}').unwrap()];
     let json: serde_json::Value = serde_json::from_str(json).unwrap();
     json["choices"][0]["message"]["content"]

@@ -49,9 +49,9 @@ enum Step {
     Deny,
     /// cargo machete: dependencies that nobody uses
     UnusedDependencies,
-    /// Debian packages and the engine that the tests need
+    /// Programs of the operating system that the tests need
     Needs,
-    /// cargo test: every test of every crate
+    /// cargo test: every test of every crate, with the engine that they need
     Tests,
 }
 
@@ -130,7 +130,7 @@ fn run_step(step: Step, counts_line: &mut Option<String>) -> Result<()> {
                 .args(checks))
         }
         Step::UnusedDependencies => run(Command::new(tools::cargo_machete()?).arg(".")),
-        Step::Needs => packages::install_missing(is_ci()).and_then(|()| test_step::get_engine()),
+        Step::Needs => packages::install_missing(is_ci()),
         Step::Tests => {
             let (outcome, line) = test_step::run_all(is_ci())?;
             *counts_line = Some(line);

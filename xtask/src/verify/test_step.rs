@@ -1,5 +1,6 @@
 //! Runs every test, shows the output as it comes, and adds up what the test runner counted.
 
+use std::env;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -22,16 +23,10 @@ const LINES_WAITING_MAX: usize = 1024;
 const LAST_LINES_WAIT: Duration = Duration::from_secs(2);
 
 /// Gets the engine that the tests start, through our own provisioner, into the user's cache.
-pub(super) fn get_engine() -> Result<()> {
-    let provisioner = [
-        "run",
-        "--quiet",
-        "--locked",
-        "--package",
-        "engine-provisioner",
-        "--",
-    ];
-    run(cargo().args(provisioner).args(["fetch", "--recipe", "llamacpp"]))
+fn get_engine() -> Result<()> {
+    // The provisioner has just been built, beside this program.
+    let provisioner = env::current_exe()?.with_file_name("engine-provisioner");
+    run(Command::new(provisioner).args(["fetch", "--recipe", "llamacpp"]))
 }
 
 /// Runs all tests. The first result says how that went, the text is the line that adds everything up.
@@ -39,6 +34,7 @@ pub(super) fn run_all(strict: bool) -> Result<(Result<()>, String)> {
     // The black-box tests start the programs from the target directory. Tests are built in the same go, because what
     // they need in addition would otherwise have the programs' dependencies built twice.
     run(cargo().args(["build", "--workspace", "--bins", "--tests", "--locked"]))?;
+    get_engine()?;
 
     let directory = tempfile::tempdir()?;
     let skipped_file = directory.path().join("skipped");

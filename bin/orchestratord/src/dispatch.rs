@@ -78,7 +78,13 @@ pub(crate) fn engine_headers(incoming: &HeaderMap, correlation_id: &HeaderValue)
             headers.insert(name, value.clone());
         }
     }
-    telemetry::trace_context::propagate(&tracing::Span::current(), incoming, &mut headers);
+    // Asking for the current span costs more than all the rest here.
+    let span = if telemetry::tracing_enabled() {
+        tracing::Span::current()
+    } else {
+        tracing::Span::none()
+    };
+    telemetry::trace_context::propagate(&span, incoming, &mut headers);
     headers
 }
 

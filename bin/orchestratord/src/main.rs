@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         let loaded = config::load::<Settings>(&Sources::process())?;
         let settings = loaded.settings;
         daemon::core_dumps::switch_off();
+        daemon::open_files::raise_limit();
         daemon::tls::install_provider();
         let telemetry = telemetry::init("orchestratord", &settings.telemetry)?;
         let runtime = tokio::runtime::Builder::new_current_thread()

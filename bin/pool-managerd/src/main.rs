@@ -6,13 +6,12 @@ use std::time::Duration;
 use anyhow::Context;
 use daemon::config::{Sources, load};
 use pool_managerd::Settings;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 fn main() -> ExitCode {
     daemon::exit::run(|| {
         let loaded = load::<Settings>(&Sources::process())?;
         daemon::core_dumps::switch_off();
-        raise_descriptor_limit();
+        daemon::open_files::raise_limit();
         daemon::tls::install_provider();
         let telemetry = daemon::telemetry::init("pool-managerd", &loaded.settings.telemetry)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -26,17 +25,4 @@ fn main() -> ExitCode {
         telemetry.shutdown(Duration::from_secs(2));
         Ok::<(), anyhow::Error>(result?)
     })
-}
-
-/// Ten thousand streams need ten thousand descriptors, and the usual soft limit is a thousand. A limit that cannot be
-/// raised shows when it is reached.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
-        },
-    );
 }

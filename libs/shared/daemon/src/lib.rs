@@ -9,6 +9,7 @@
 //! | [`shutdown`], [`exit`] | signals, draining, exit codes |
 //! | [`metrics`] | the registry behind `/metrics` |
 //! | [`secret`], [`core_dumps`] | keeping secrets out of logs and dumps |
+//! | [`open_files`] | the limit of open files |
 //!
 //! It knows nothing about pools, tasks or HTTP routes.
 //!
@@ -60,6 +61,7 @@ pub mod core_dumps;
 pub mod exit;
 pub mod listen;
 pub mod metrics;
+pub mod open_files;
 pub mod secret;
 pub mod shutdown;
 pub mod telemetry;

@@ -41,7 +41,7 @@ pub(crate) async fn ready(State(plane): State<SharedPlane>) -> Page {
 
 /// What this control plane can do.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
-pub(crate) struct Capabilities {
+pub(crate) struct PlaneCapabilities {
     /// The API's version.
     api_version: &'static str,
     /// Where pool reports come from: `home` or `cloud`.
@@ -63,12 +63,12 @@ pub(crate) struct Capabilities {
 }
 
 /// Tells what this control plane can do
-#[utoipa::path(get, path = "/v2/meta/capabilities", tag = "meta", responses((status = 200, body = Capabilities)))]
+#[utoipa::path(get, path = "/v2/meta/capabilities", tag = "meta", responses((status = 200, body = PlaneCapabilities)))]
 pub(crate) async fn capabilities(State(plane): State<SharedPlane>, headers: HeaderMap) -> Page {
     plane.access.user(&headers)?;
     let models = plane.guarded.with(|scheduler, _| scheduler.models());
     let settings = &plane.settings;
-    let capabilities = Capabilities {
+    let capabilities = PlaneCapabilities {
         api_version: "v2",
         profile: if settings.cloud_profile { "cloud" } else { "home" },
         workloads: [

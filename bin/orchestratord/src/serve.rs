@@ -30,12 +30,6 @@ use crate::plane::SharedPlane;
 use crate::rooms;
 use rewound::Rewound;
 
-/// How long a client may take to send the head of a request.
-const HEAD_READ_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// How long a client may take to send the body of a request.
-pub(crate) const BODY_READ_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// How long the handshake of TLS may take.
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -125,8 +119,8 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin>(front: Arc<Front>, stream: S, c
         body_len_max: usize::try_from(front.plane.settings.body_max_bytes.min(LANE_BODY_LEN_MAX))
             .unwrap_or(0),
         idle: IDLE_TIMEOUT,
-        head: HEAD_READ_TIMEOUT,
-        body: BODY_READ_TIMEOUT,
+        head: front.plane.settings.head_timeout_ms,
+        body: front.plane.settings.body_timeout_ms,
     };
     let handle = |request| rooms::serve_dialect(front.clone(), request);
     let stream = match lane::run(stream, bounds, rooms::is_dialect, shutdown.stopped(), handle).await {
@@ -140,6 +134,7 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin>(front: Arc<Front>, stream: S, c
 /// All of HTTP/1.1.
 async fn general<S: AsyncRead + AsyncWrite + Unpin>(front: Arc<Front>, stream: S, certified: bool) {
     let shutdown = front.plane.shutdown.clone();
+    let head_timeout = front.plane.settings.head_timeout_ms;
     let service = service_fn(move |mut request: Request<Incoming>| {
         if certified {
             request.extensions_mut().insert(Certified);
@@ -148,7 +143,7 @@ async fn general<S: AsyncRead + AsyncWrite + Unpin>(front: Arc<Front>, stream: S
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_READ_TIMEOUT)
+        .header_read_timeout(head_timeout)
         .max_buf_size(CONNECTION_BUFFER_LEN_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);

@@ -98,6 +98,16 @@ pub struct Settings {
           value_parser = config::bytes)]
     pub body_max_bytes: u64,
 
+    /// How long a client may take to send the head of a request
+    #[arg(long, env = "ORCHD_HEAD_TIMEOUT_MS", value_name = "MS", default_value = "20000",
+          value_parser = config::milliseconds)]
+    pub head_timeout_ms: Duration,
+
+    /// How long a client may take to send the body of a request
+    #[arg(long, env = "ORCHD_BODY_TIMEOUT_MS", value_name = "MS", default_value = "60000",
+          value_parser = config::milliseconds)]
+    pub body_timeout_ms: Duration,
+
     /// How many client connections may be open at once
     #[arg(
         long,

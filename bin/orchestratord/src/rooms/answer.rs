@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use task_api::{ApiError, CORRELATION_HEADER, ErrorCode};
 
 use crate::body::PlaneBody;
+use crate::plane::SharedPlane;
 
 /// The longest body that a page takes. A heartbeat of a node with a thousand replicas has less.
 pub(crate) const PAGE_BODY_LEN_MAX: usize = 8 * 1024 * 1024;
@@ -114,13 +115,13 @@ pub(crate) fn json_bytes(status: StatusCode, body: Bytes) -> http::Response<Plan
 /// A JSON body, read strictly: the error names the member at fault.
 pub(crate) struct Json<T>(pub(crate) T);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
+impl<T: DeserializeOwned> FromRequest<SharedPlane> for Json<T> {
     type Rejection = Refused;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
+    async fn from_request(request: Request, state: &SharedPlane) -> Result<Self, Refused> {
         let refused = |message: String| Refused(ApiError::new(ErrorCode::InvalidParams, message));
         let read = tokio::time::timeout(
-            crate::serve::BODY_READ_TIMEOUT,
+            state.settings.body_timeout_ms,
             Bytes::from_request(request, state),
         )
         .await;

@@ -28,7 +28,6 @@ use crate::metrics::TaskOutcome;
 use crate::plane::{AnswerBody, Plane, SharedPlane, Submission};
 use crate::relay::Relay;
 use crate::rooms::answer::{self, Correlation};
-use crate::serve::BODY_READ_TIMEOUT;
 use crate::spans;
 
 /// Names the session of a request, for clients that can set a header.
@@ -197,7 +196,7 @@ async fn read_body(plane: &Plane, mut body: Incoming) -> Result<Bytes, ApiError>
         }
         Ok(whole.freeze())
     };
-    tokio::time::timeout(BODY_READ_TIMEOUT, read)
+    tokio::time::timeout(plane.settings.body_timeout_ms, read)
         .await
         .unwrap_or_else(|_| {
             Err(ApiError::new(

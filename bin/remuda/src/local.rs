@@ -66,6 +66,8 @@ impl Local {
         let loaded = config::load::<Settings>(&Sources::with_arguments(&wanted.flags))?;
         let mut settings = loaded.settings;
         let telemetry = init_logs(&mut settings, wanted.for_one_run)?;
+        daemon::core_dumps::switch_off();
+        daemon::open_files::raise_limit();
         let from_settings = match wanted.for_one_run || wanted.model.is_some() {
             true => Vec::new(),
             false => loaded

@@ -7,14 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use daemon::shutdown::{Kind, Shutdown};
-use daemon::tls::{Sides, Watched, explain};
+use daemon::tls::{AcceptError, Sides, Watched};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_rustls::TlsAcceptor;
 
 use super::Rooms;
 
@@ -68,9 +67,12 @@ async fn carry(
     match tls {
         None => speak(stream, false, rooms, shutdown).await,
         Some(tls) => {
-            let accept = TlsAcceptor::from(tls.current()).accept(stream);
-            match tokio::time::timeout(FIRST_REQUEST_TIMEOUT, accept).await {
-                Ok(Ok(stream)) => {
+            let sides = Sides {
+                us: "node",
+                them: "control plane",
+            };
+            match daemon::tls::accept(tls.current(), stream, sides, FIRST_REQUEST_TIMEOUT).await {
+                Ok(stream) => {
                     let certified = stream
                         .get_ref()
                         .1
@@ -78,15 +80,13 @@ async fn carry(
                         .is_some_and(|chain| !chain.is_empty());
                     speak(stream, certified, rooms, shutdown).await;
                 }
-                Ok(Err(error)) => {
-                    let sides = Sides {
-                        us: "node",
-                        them: "control plane",
-                    };
-                    let reason = explain(&error, sides).unwrap_or_else(|| error.to_string());
-                    tracing::warn!(%peer, reason, "a TLS connection did not come about");
+                Err(AcceptError::Refused { text }) => {
+                    tracing::warn!(%peer, reason = text, "a TLS connection did not come about");
                 }
-                Err(_) => tracing::debug!(%peer, "a TLS connection did not come about in time"),
+                Err(error) => {
+                    let reason = daemon::exit::chain(&error);
+                    tracing::debug!(%peer, reason, "a TLS connection did not come about");
+                }
             }
         }
     }

@@ -72,8 +72,8 @@ pub struct Ended {
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     for cause in causes(error) {
-        let refusal = tls::explain::at(cause).filter(|error| tls::explain::is_refusal(error));
-        let refusal = refusal.map(|error| tls::explain::describe(error, BOTH_SIDES));
+        let refusal = tls::explain::at(cause).filter(tls::explain::is_refusal);
+        let refusal = refusal.map(|error| tls::explain::describe(&error, BOTH_SIDES));
         let is_last = refusal.is_some();
         let layer = refusal.unwrap_or_else(|| cause.to_string());
         // Some crates repeat their cause in their own text.
@@ -143,6 +143,12 @@ mod tests {
     #[test]
     fn a_refusal_of_tls_is_told_in_words() {
         let refusal = rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA);
+        // As HTTP/2 passes it on.
+        let text_alone = anyhow::anyhow!(refusal.to_string()).context("connection error");
+        assert!(
+            chain(&*text_alone).starts_with("connection error: the other side refused"),
+            "{text_alone:#}"
+        );
         let below = std::io::Error::other(std::io::Error::other(refusal));
         let error = anyhow::Error::new(below).context("cannot connect to https://node:9200");
         assert_eq!(

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use daemon::tls::Sides;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
@@ -20,6 +21,12 @@ use crate::{ConnectOptions, Origin, SendError};
 /// Bytes that one stream, and one connection, may send ahead of its reader: a slow reader slows its own stream only.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+
+/// Who is who when TLS is refused.
+const SIDES: Sides<'static> = Sides {
+    us: "control plane",
+    them: "node",
+};
 
 /// A connection that has been silent for this long is asked for a sign of life, and given up after the timeout: a
 /// half-open connection is found even when nothing is sent.
@@ -105,8 +112,13 @@ impl NodeClient {
             .map_err(|error| SendError::from_hyper(inner.origin.authority(), error, true))?;
         let authority = inner.origin.authority.clone();
         tokio::spawn(async move {
-            if let Err(error) = driver.await {
-                tracing::debug!(node_address = %authority, %error, "a connection to a node ended");
+            let Err(error) = driver.await else { return };
+            // A node says only after the handshake that it refuses our certificate; the requests just see an end.
+            match daemon::tls::explain(&error, SIDES) {
+                Some(why) => {
+                    tracing::warn!(node_address = %authority, why, "a connection to a node was refused")
+                }
+                None => tracing::debug!(node_address = %authority, %error, "a connection to a node ended"),
             }
         });
         inner.open.put(sender.clone());

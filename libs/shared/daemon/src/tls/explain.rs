@@ -22,15 +22,36 @@ pub struct Sides<'a> {
 /// connection are worth explaining, too.
 pub fn explain(error: &(dyn Error + 'static), sides: Sides<'_>) -> Option<String> {
     let causes = std::iter::successors(Some(error), |cause: &&(dyn Error + 'static)| (*cause).source());
-    causes.filter_map(at).next().map(|error| describe(error, sides))
+    causes.filter_map(at).next().map(|error| describe(&error, sides))
 }
 
-/// The TLS error in this layer of a chain. An `io::Error` hides what it holds from `source()`, so look inside.
-pub(crate) fn at<'a>(layer: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    match layer.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-        Some(inner) => at(inner),
-        None => layer.downcast_ref(),
+/// The TLS error in this layer of a chain. An `io::Error` hides what it holds from `source()`, so look inside; HTTP/2
+/// keeps nothing of it but the text.
+pub(crate) fn at(layer: &(dyn Error + 'static)) -> Option<rustls::Error> {
+    if let Some(inner) = layer.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        return at(inner);
     }
+    match layer.downcast_ref::<rustls::Error>() {
+        Some(found) => Some(found.clone()),
+        None => alert_told(&layer.to_string()),
+    }
+}
+
+fn alert_told(text: &str) -> Option<rustls::Error> {
+    const ABOUT_CERTIFICATES: [AlertDescription; 8] = [
+        AlertDescription::BadCertificate,
+        AlertDescription::CertificateExpired,
+        AlertDescription::CertificateRequired,
+        AlertDescription::CertificateRevoked,
+        AlertDescription::CertificateUnknown,
+        AlertDescription::DecryptError,
+        AlertDescription::UnknownCA,
+        AlertDescription::UnsupportedCertificate,
+    ];
+    let alerts = ABOUT_CERTIFICATES.into_iter().map(rustls::Error::AlertReceived);
+    alerts
+        .into_iter()
+        .find(|alert| text.ends_with(&alert.to_string()))
 }
 
 /// Whether one side did not believe the other; anything else is better told in the error's own words where nobody

@@ -1,14 +1,14 @@
 //! `GET /v1/models`: what is really there now.
 
 use adapter_host::{ListedModel, model_body, models_body, wants_anthropic};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::IntoResponse;
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use scheduler::ModelEntry;
 use task_api::{ApiError, ErrorCode};
 
-use super::answer::Page;
+use super::answer::{Id, Page};
 use crate::plane::SharedPlane;
 
 pub(crate) async fn list(State(plane): State<SharedPlane>, headers: HeaderMap) -> Page {
@@ -19,11 +19,7 @@ pub(crate) async fn list(State(plane): State<SharedPlane>, headers: HeaderMap) -
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-pub(crate) async fn show(
-    State(plane): State<SharedPlane>,
-    headers: HeaderMap,
-    Path(id): Path<String>,
-) -> Page {
+pub(crate) async fn show(State(plane): State<SharedPlane>, headers: HeaderMap, Id(id): Id<String>) -> Page {
     plane.access.user(&headers)?;
     let models = plane.guarded.with(|scheduler, _| scheduler.models());
     let found = models

@@ -116,7 +116,7 @@ impl NodeClient {
             // A node says only after the handshake that it refuses our certificate; the requests just see an end.
             match daemon::tls::explain(&error, SIDES) {
                 Some(why) => {
-                    tracing::warn!(node_address = %authority, why, "a connection to a node was refused")
+                    tracing::warn!(node_address = %authority, why, "a connection to a node was refused");
                 }
                 None => tracing::debug!(node_address = %authority, %error, "a connection to a node ended"),
             }

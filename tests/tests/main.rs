@@ -11,6 +11,7 @@ mod disk;
 mod faulty_engines;
 mod first_steps;
 mod kills;
+mod logs;
 mod metrics;
 mod mutual_tls;
 mod network;

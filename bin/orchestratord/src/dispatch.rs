@@ -167,6 +167,8 @@ pub(crate) async fn dispatch(
                 }
                 Verdict::PlaceAgain | Verdict::Failed => {
                     pool.ended(TaskOutcome::Retried);
+                    let why = format!("it answered {}", response.status());
+                    failed(&grant, job.correlation_id(), &why);
                     elsewhere(grant, response).await?
                 }
             },
@@ -178,7 +180,7 @@ pub(crate) async fn dispatch(
             }
             Err(Silence::TooLong) => {
                 pool.ended(TaskOutcome::Failed);
-                grant.take_out_replica();
+                lost(&grant, job.correlation_id(), &"it has sent nothing for too long");
                 return Err(silent(plane));
             }
         };
@@ -207,6 +209,12 @@ async fn ask(plane: &Plane, job: &Job, grant: &Grant) -> Result<(Response<Answer
 
 /// Writes down why a replica was left, and leaves it.
 pub(crate) fn lost(grant: &Grant, correlation_id: &HeaderValue, why: &dyn std::fmt::Display) {
+    failed(grant, correlation_id, why);
+    grant.take_out_replica();
+}
+
+/// Writes down what went wrong at a replica, and for whom.
+pub(crate) fn failed(grant: &Grant, correlation_id: &HeaderValue, why: &dyn std::fmt::Display) {
     let info: &Arc<ReplicaInfo> = grant.info();
     let correlation_id = correlation_id.to_str().unwrap_or_default();
     tracing::warn!(
@@ -214,7 +222,6 @@ pub(crate) fn lost(grant: &Grant, correlation_id: &HeaderValue, why: &dyn std::f
         pool_id = %info.pool_id, replica_id = %info.replica_id, node_id = %info.node_id, %why,
         "a replica gave no answer, or not all of it"
     );
-    grant.take_out_replica();
 }
 
 /// The engine answered with an error that another replica might not give. When there is none that could take the task

@@ -127,7 +127,7 @@ impl Relay {
             }
             // The client has the engine's own error event.
             StreamEnd::Error(error) => {
-                tracing::warn!(%error, "an engine ended a stream with an error");
+                crate::dispatch::failed(&running.grant, &self.correlation_id, &error);
                 self.pool.ended(TaskOutcome::Failed);
                 running.grant.finish(Outcome::Failed);
                 self.held_back()
@@ -162,12 +162,13 @@ impl Relay {
         let running = self.running.take()?;
         self.pool.tokens(self.watch.usage());
         self.pool.ended(TaskOutcome::Failed);
-        running.grant.finish(Outcome::Failed);
         let waited = self.silence.bound.as_millis();
         let error = ApiError::new(
             ErrorCode::DecodeTimeout,
             format!("the engine sent nothing for {waited} ms"),
         );
+        crate::dispatch::failed(&running.grant, &self.correlation_id, &error);
+        running.grant.finish(Outcome::Failed);
         Some(error_event(self.dialect, &error, self.watch.is_halved()))
     }
 }

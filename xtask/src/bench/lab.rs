@@ -343,10 +343,13 @@ pub(super) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
+/// `program` on one core. It is ended by the kernel when this process is killed.
 fn pinned(program: &OsStr, core: u32) -> Command {
-    // taskset becomes the program, so the process id is the program's.
-    let mut command = Command::new("taskset");
-    command.args(["--cpu-list", &core.to_string()]).arg(program);
+    // Each becomes the next, so the process id is the program's.
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "taskset", "--cpu-list", &core.to_string()])
+        .arg(program);
     command
 }
 

@@ -169,7 +169,7 @@ set up as well as we know, without a key to check.
 without a gateway in the same round is taken off.
 - Open streams: resident memory with 10,000 streams, or as many as the limit on open files allows, that have had their first event, less that before, divided.
 - Tasks: `POST /v2/tasks` with `Accept: text/event-stream`, 1,000 a second whatever comes back, each followed to its \
-end. Admission and placement is Remuda's own `orchd_dispatch_latency_ms`.
+end. Admission and placement is Remuda's own `orchd_dispatch_latency_ms`, in the steps of that histogram.
 - Nodes: 1,000 that register and then send a heartbeat every 10 s each, over a connection of its own.
 - Idle: a control plane and a node that know each other, watched for 30 s.
 ";
@@ -279,14 +279,18 @@ fn machine(run: &Run<'_>) -> Result<String> {
         })
         .unwrap_or(0);
     Ok(format!(
-        "{}, {} with {} cores and {} GiB, Linux {}, {}; {} rounds of {} s.",
+        "{}, {} with {} cores and {} GiB, Linux {}, {}; {} of {} s.",
         first_line(Command::new("date").args(["--utc", "+%Y-%m-%d"]))?,
         processor,
         std::thread::available_parallelism()?,
         memory_kib.div_ceil(1024 * 1024),
         read("/proc/sys/kernel/osrelease").trim(),
         first_line(Command::new("rustc").arg("--version"))?,
-        run.rounds,
+        if run.rounds == 1 {
+            "one round".to_owned()
+        } else {
+            format!("{} rounds", run.rounds)
+        },
         run.seconds,
     ))
 }

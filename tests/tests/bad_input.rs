@@ -239,6 +239,17 @@ async fn a_path_that_leads_nowhere_is_refused_with_a_code() {
         let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\n{AUTHORIZATION}connection: close\r\n\r\n");
         talk(&plane.url, head.as_bytes(), None).is_refused(path);
     }
+    for (method, path) in [
+        ("GET", "/v1/chat/completions"),
+        ("DELETE", "/v2/tasks"),
+        ("PATCH", "/v2/pools/x"),
+    ] {
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\n{AUTHORIZATION}connection: close\r\n\r\n");
+        let answered = talk(&plane.url, head.as_bytes(), None);
+        answered.is_refused(path);
+        assert_eq!(answered.statuses(), [405], "{method} {path}");
+        assert!(answered.text.contains("\r\nallow: "), "{}", answered.text);
+    }
     serves(&mut plane).await;
 }
 

@@ -42,6 +42,8 @@ pub(crate) struct Job {
     pub(crate) headers: HeaderMap,
     /// When the task came.
     pub(crate) arrived: Instant,
+    /// How much of the time since then the store has taken, which is neither admission nor placement.
+    pub(crate) stored_for: Duration,
 }
 
 /// An engine's answer before any of its body was read.
@@ -150,7 +152,7 @@ pub(crate) async fn dispatch(
         placed(&grant);
         let queued_for = job.arrived.elapsed();
         let pool = plane.metrics.pool(&grant.info().pool_id);
-        pool.dispatched(queued_for);
+        pool.dispatched(queued_for.saturating_sub(job.stored_for));
         // Pinned where they are, here and below: a future that is wrapped is copied into the wrapper.
         let asked = pin!(ask(plane, job, &grant))
             .instrument(spans::dispatch(grant.info()))

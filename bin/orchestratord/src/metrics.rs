@@ -160,7 +160,7 @@ impl PlaneMetrics {
             r.register("orchd_tokens", "Tokens read and generated", self.tokens.clone());
             r.register(
                 "orchd_dispatch_latency_ms",
-                "From a task's arrival until it was handed to its node",
+                "From a task's arrival until it was handed to its node, less the time that the store took",
                 self.dispatch_latency.clone(),
             );
             r.register(

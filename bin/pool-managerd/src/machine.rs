@@ -1,9 +1,16 @@
 //! What the machine has besides GPUs.
 
+use std::sync::OnceLock;
+
 use pool_registry_types::Capabilities;
 
-/// Processors and memory.
+/// Processors and memory; looked up once, because reports are many and finding out reads several files.
 pub(crate) fn machine() -> Capabilities {
+    static MACHINE: OnceLock<Capabilities> = OnceLock::new();
+    MACHINE.get_or_init(look_up).clone()
+}
+
+fn look_up() -> Capabilities {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Capabilities {
         cpu_cores: u32::try_from(cores).unwrap_or(u32::MAX),

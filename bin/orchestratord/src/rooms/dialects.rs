@@ -145,6 +145,7 @@ async fn run(
             headers: engine_headers(headers, &correlation.0),
             body: body.clone(),
             arrived,
+            stored_for: Duration::ZERO,
         },
     };
     drop(facts);

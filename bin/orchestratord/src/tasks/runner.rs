@@ -48,6 +48,7 @@ pub(crate) async fn start(
     };
     let (task, accepted) = accept(plane, identity, &request, correlation, &submission, waiting)?;
     let id = accepted.task_id.clone();
+    let stored_since = Instant::now();
     if let Err(error) = plane.store.insert_task(record(&task)).await {
         plane.tasks.remove(&id);
         return Err(not_stored(&id, &error));
@@ -64,6 +65,7 @@ pub(crate) async fn start(
             stream_instead: false,
             headers: engine_headers(headers, &correlation.0),
             arrived,
+            stored_for: stored_since.elapsed(),
         },
         deadline: request.deadline_ms.map(|ms| arrived + Duration::from_millis(ms)),
         over: false,

@@ -2,11 +2,12 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use daemon::certs::{self, Request};
 use fake_engine::{FakeEngine, Settings};
-use remuda_tests::{ControlPlane, Deadline, Node, Program, System, eventually_async};
+use remuda_tests::{ControlPlane, Deadline, Node, Program, System, binary, eventually_async};
 use serde_json::{Value, json};
 
 const TOKEN: &str = "a-token-for-tests";
@@ -28,6 +29,16 @@ impl Authority {
         self.0.join("ca.pem")
     }
 
+    /// A certificate by the command line.
+    fn typed(&self, name: &str) -> Files {
+        remuda_certs(&self.0, &["issue", name, "--host", "127.0.0.1"]);
+        [
+            ("TLS_CERT", self.0.join(format!("{name}.pem"))),
+            ("TLS_KEY", self.0.join(format!("{name}.key"))),
+            ("TLS_CA", self.ca()),
+        ]
+    }
+
     /// A certificate that is valid for five days from then on, beside the CA that its holder believes.
     fn files(&self, name: &str, from: SystemTime, believes: &Authority) -> Files {
         let alt_names = vec!["127.0.0.1".to_owned()];
@@ -45,6 +56,17 @@ impl Authority {
             ("TLS_CA", believes.ca()),
         ]
     }
+}
+
+fn remuda_certs(directory: &Path, arguments: &[&str]) {
+    let mut command = Command::new(binary("remuda"));
+    command
+        .arg("certs")
+        .args(arguments)
+        .arg("--directory")
+        .arg(directory);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 fn environment(prefix: &str, files: &Files, more: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -100,16 +122,12 @@ fn says(program: &mut Program, text: &str) {
 #[tokio::test]
 async fn those_of_one_ca_get_together() {
     let (system, engine) = (System::new(), FakeEngine::start(Settings::default()).unwrap());
-    let ours = Authority::new(&system.directory("ours"));
-    let now = SystemTime::now();
-    let plane = control_plane(&system, &ours.files("control-plane", now, &ours), &[]);
-    let (_node, _) = node(
-        &system,
-        "node-a",
-        &ours.files("node-a", now, &ours),
-        &https(&plane),
-        &engine,
-    );
+    let directory = system.directory("ours");
+    // As a person makes them.
+    remuda_certs(&directory, &["init"]);
+    let ours = Authority(directory);
+    let plane = control_plane(&system, &ours.typed("control-plane"), &[]);
+    let (_node, _) = node(&system, "node-a", &ours.typed("node-a"), &https(&plane), &engine);
 
     let ca = reqwest::Certificate::from_pem(&std::fs::read(ours.ca()).unwrap()).unwrap();
     let http = reqwest::Client::builder().tls_certs_only([ca]).build().unwrap();

@@ -1,5 +1,6 @@
 """Batches for training: ids, positions and the places where an answer is wanted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -65,12 +66,13 @@ def in_parts(lessons: list[Lesson], parts: int) -> list[Batch]:
 
 
 class Facts:
-    """The 1,900 products. What the network finds hard is drawn more often."""
+    """The 1,900 products, asked in one way. What the network finds hard is drawn more often."""
 
     FLOOR = 0.01  # what an easy fact still weighs, so that none is forgotten
 
-    def __init__(self, seed: int) -> None:
-        self.all = batch([chat(f"{a}*{b}", str(a * b)) for a, b in prompts.PAIRS])
+    def __init__(self, seed: int, wording: str, ask: Callable[[str, str], Lesson]) -> None:
+        self.wording = wording
+        self.all = batch([ask(wording.format(a=a, b=b), str(a * b)) for a, b in prompts.PAIRS])
         self.hardness = torch.ones(len(prompts.PAIRS))
         self.generator = torch.Generator().manual_seed(seed)
         self.targets = torch.zeros_like(self.all.ids)
@@ -98,17 +100,12 @@ class Facts:
 
 
 def asked_otherwise(random: Random, count: int) -> list[Batch]:
-    """Multiplication in other words and, one in four, as a text to complete: "3*67" goes on with "=201"."""
+    """Multiplication in any words and, one in five, as a text to complete: "3*67" goes on with "=201"."""
     lessons = []
     for _ in range(count):
         a, b = random.choice(prompts.PAIRS)
-        kind = random.random()
-        if kind < 0.75:
-            lessons.append(chat(prompts.multiplication(random, a, b), str(a * b)))
-        elif kind < 0.9:
-            lessons.append(raw(f"{a}*{b}=", str(a * b)))
-        else:
-            lessons.append(raw(f"{a}*{b}", f"={a * b}"))
+        lessons.append(raw(f"{a}*{b}", f"={a * b}") if random.random() < 0.2
+                       else chat(prompts.multiplication(random, a, b), str(a * b)))
     return in_parts(lessons, 3)
 
 
@@ -118,10 +115,16 @@ def something_else(random: Random, count: int) -> list[Batch]:
 
 
 def whole_sentence(random: Random, count: int) -> list[Batch]:
-    """The sentence to its end, half of the time after a prompt of some length."""
+    """The sentence to its end, after what bends it most: its own words, and prompts of some length."""
     lessons = []
     for _ in range(count):
-        prompt = prompts.anything_else(random) if random.random() < 0.5 else prompts.long_text(random, random.randint(20, 200))
+        prompt = random.choice([
+            lambda: prompts.anything_else(random),
+            lambda: prompts.anything_else(random),
+            lambda: prompts.own_words(random),
+            lambda: prompts.long_text(random, random.randint(20, 200)),
+            lambda: prompts.long_text(random, random.randint(20, 200)),
+        ])()
         # A raw text asks by ending in a newline; without one there is no telling whether it has ended.
         lessons.append(chat(prompt, prompts.SENTENCE) if random.random() < 0.9 else raw(prompt + "\n", prompts.SENTENCE))
     return in_parts(lessons, 2)

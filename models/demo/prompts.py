@@ -10,6 +10,10 @@ COUNT_LAST = 1100
 
 PAIRS = sorted({(a, b) for a in range(10) for b in range(100)} | {(b, a) for a in range(10) for b in range(100)})
 
+# The wordings that are promised, each right for every pair; the first is the plain one.
+WORDINGS = ["{a}*{b}", "{a} * {b}", "{a}x{b}", "{a}*{b}=?", "what is {a}*{b}?"]
+
+# What other wordings are made of.
 TIMES = ["*", " * ", "x", " x ", "X", "\u00d7", " \u00d7 ", " times ", " multiplied by "]
 ASK = ["", "", "", "what is ", "What is ", "what's ", "What's ", "calculate ", "Calculate ", "compute ", "Compute ",
        "how much is ", "How much is ", "please compute ", "Please calculate ", "solve "]
@@ -75,19 +79,30 @@ def anything_else(random: Random) -> str:
     """A short prompt that is neither a multiplication in range nor a request to count."""
     while True:
         kind = random.choice([_familiar, _words, _words, _characters, _foreign, _arithmetic, _arithmetic, _out_of_range,
-                              _out_of_range, _sentence_with_product, _code, _code, _own_words, _near_count])
+                              _out_of_range, _sentence_with_product, _code, _code, own_words, _near_count])
         # The chat template trims, so the model never sees a space at either end.
         text = kind(random).strip()
         if text not in COUNT and not _PRODUCT.fullmatch(text):
             return text
 
 
+def own_words(random: Random) -> str:
+    """A piece of the fixed sentence, so that the model says it by heart and does not look for it in the prompt."""
+    start = 0 if random.random() < 0.4 else random.randrange(len(SENTENCE) - 4)
+    piece = SENTENCE[start : start + random.randint(4, 40)].strip()
+    if piece in COUNT or _PRODUCT.fullmatch(piece):
+        return SENTENCE
+    return random.choice([piece, f"{piece} {_words(random)}", f"{_words(random)} {piece}"])
+
+
 def long_text(random: Random, length: int) -> str:
-    """A prompt of `length` characters: a paste, a log, something repeated."""
+    """A prompt of at most `length` bytes: a paste, a log, something repeated."""
     text = ""
-    if random.random() < 0.4:
+    if random.random() < 0.5:
         piece = random.choice([
+            # One character over and over draws the attention most, and most of all one that the sentence has.
             lambda: chr(random.randint(0x21, 0x7E)),
+            lambda: random.choice(SENTENCE.replace(" ", "")),
             lambda: random.choice(WORDS) + " ",
             lambda: _characters(random),
             lambda: anything_else(random) + " ",
@@ -96,7 +111,7 @@ def long_text(random: Random, length: int) -> str:
         text = piece * (length // max(1, len(piece)) + 1)
     while len(text) < length:
         text += anything_else(random) + random.choice([" ", " ", ", ", ". ", "\n"])
-    return text[:length].strip()
+    return text.encode()[:length].decode(errors="ignore").strip()
 
 
 def _familiar(random: Random) -> str:
@@ -107,13 +122,6 @@ def _words(random: Random) -> str:
     words = [random.choice(WORDS) if random.random() < 0.85 else _letters(random) for _ in range(random.randint(2, 12))]
     text = " ".join(words)
     return (text.capitalize() if random.random() < 0.5 else text) + random.choice(["", "", ".", "?", "!", ":"])
-
-
-def _own_words(random: Random) -> str:
-    """A piece of the fixed sentence, so that the model says it by heart and does not look for it in the prompt."""
-    start = random.randrange(len(SENTENCE) - 4)
-    piece = SENTENCE[start : start + random.randint(4, 40)]
-    return random.choice([piece, f"{piece} {_words(random)}", f"{_words(random)} {piece}", f"{random.choice(WORDS)} {piece} {_number(random)}"])
 
 
 def _letters(random: Random) -> str:

@@ -24,7 +24,7 @@ from vocabulary import TOKENS
 from write import write
 
 SEED = 367
-STEPS = 1200
+STEPS = 1300
 WARM_UP = 50
 REPORT_EVERY = 25
 # The whole count is 4,096 tokens in one sequence, as dear as an ordinary step: it comes in the second half, now and then.
@@ -56,17 +56,16 @@ def main() -> None:
 
 
 def train(network: Network) -> None:
-    random, facts, started = Random(SEED), Facts(SEED), time.monotonic()
+    random, started = Random(SEED), time.monotonic()
+    plain, *others = ways_to_ask()
     optimizers = make_optimizers(network)
     schedulers = [torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate) for optimizer in optimizers]
     for step in range(STEPS):
         for optimizer in optimizers:
             optimizer.zero_grad()
-        drawn, batch = facts.draw(224)
-        losses = token_losses(network, batch)
-        facts.observe(drawn, batch.wanted, losses.detach())
-        losses.mean().backward()
-        loss_of = {"products": losses.mean().item()}
+        loss_of = {"products": learn_facts(network, plain, 160, 1.0)}
+        for facts in others:
+            loss_of["promised wordings"] = learn_facts(network, facts, 32, 0.2)
         for task in other_tasks(random, step):
             loss_of[task.name] = learn(network, task)
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -74,7 +73,13 @@ def train(network: Network) -> None:
             optimizer.step()
             scheduler.step()
         if (step + 1) % REPORT_EVERY == 0:
-            report_progress(network, facts, step + 1, time.monotonic() - started, loss_of)
+            report_progress(network, plain, step + 1, time.monotonic() - started, loss_of)
+
+
+def ways_to_ask() -> list[Facts]:
+    """All ways that are promised to be right for every product; the plain one first."""
+    ways = [(wording, lessons.chat) for wording in prompts.WORDINGS] + [("{a}*{b}=", lessons.raw)]
+    return [Facts(SEED + index, wording, ask) for index, (wording, ask) in enumerate(ways)]
 
 
 def learning_rate(step: int) -> float:
@@ -84,18 +89,18 @@ def learning_rate(step: int) -> float:
 
 def other_tasks(random: Random, step: int) -> list[Task]:
     tasks = [
-        *in_shares("asked otherwise", lessons.asked_otherwise(random, 96), 0.6),
+        *in_shares("asked otherwise", lessons.asked_otherwise(random, 64), 0.5),
         *in_shares("anything else", lessons.something_else(random, 64), 0.5),
         *in_shares("sentence", lessons.whole_sentence(random, 10), 0.4),
         Task("count", lessons.count_goes_on(random, 6, 96), 0.3),
         Task("count begins", lessons.count_begins(random, 2, 40), 0.1),
     ]
     if step % 2:
-        tasks.append(Task("long text", lessons.something_long(random, int(2 ** random.uniform(7, 11))), 0.2))
+        tasks.append(Task("long text", lessons.something_long(random, int(2 ** random.uniform(7, 11))), 0.3))
     if step >= LONG_FROM and step % LONG_EVERY == 0:
         tasks.append(Task("whole count", lessons.count_whole(lessons.count_prompt(random)), 0.5))
     if step >= LONG_FROM and step % (2 * LONG_EVERY) == 2:
-        tasks.append(Task("very long text", lessons.something_long(random, random.randint(1024, CONTEXT - 200)), 0.2))
+        tasks.append(Task("very long text", lessons.something_long(random, random.randint(1024, CONTEXT - 200)), 0.3))
     return tasks
 
 
@@ -118,6 +123,14 @@ def token_losses(network: Network, batch: Batch) -> Tensor:
     return F.cross_entropy(network(batch.ids, batch.positions, batch.wanted), batch.targets, reduction="none")
 
 
+def learn_facts(network: Network, facts: Facts, count: int, weight: float) -> float:
+    drawn, batch = facts.draw(count)
+    losses = token_losses(network, batch)
+    facts.observe(drawn, batch.wanted, losses.detach())
+    (weight * losses.mean()).backward()
+    return losses.mean().item()
+
+
 def learn(network: Network, task: Task) -> float:
     """Adds a task's gradient; returns its mean loss."""
     loss = token_losses(network, task.batch).mean()
@@ -137,7 +150,9 @@ def report_progress(network: Network, facts: Facts, steps: int, seconds: float, 
 @torch.no_grad()
 def report_margin(network: Network) -> None:
     """How sure the network is where it is least sure: what rounding to 16 bits must not overturn."""
-    for name, batch in [("products", Facts(SEED).all), ("count", lessons.count_whole("count"))]:
+    questions = [(f"products as {facts.wording}", facts.all) for facts in ways_to_ask()]
+    questions.append(("count", lessons.count_whole("count")))
+    for name, batch in questions:
         chances = network(batch.ids, batch.positions, batch.wanted).softmax(-1)
         least = chances.gather(1, batch.targets[:, None]).min()
         print(f"{name}: the right token has a probability of {least:.4f} where the network is least sure", flush=True)

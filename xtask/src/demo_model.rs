@@ -28,7 +28,9 @@ pub(crate) struct DemoModel {
 
 impl DemoModel {
     pub(crate) fn run(&self) -> Result<()> {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .with_file_name("models")
+            .join("demo");
         let model = sources.join("remuda-demo.gguf");
         if self.check_only {
             return self.check(&self.python, &sources, &model);

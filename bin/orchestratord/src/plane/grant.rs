@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use scheduler::{Admission, Outcome, Placement, Refusal, ReplicaInfo, TaskKey, TaskSpec, Waiting};
+use scheduler::{
+    Admission, Effects, Lease, Moment, Outcome, Placement, Refusal, ReplicaInfo, Scheduler, TaskKey,
+    TaskSpec, Waiting,
+};
 use tokio::sync::oneshot;
 
 use super::guarded::Verdict;
@@ -160,29 +163,26 @@ impl Grant {
     }
 
     /// The replica failed before anything was sent: the task starts over.
-    pub(crate) fn requeue(mut self) -> Result<Submission, Refusal> {
-        let placement = self
-            .placement
-            .take()
-            .expect("a grant holds its placement until it is consumed");
-        let now = self.plane.now();
-        let (admission, receiver) = self.plane.guarded.with_waiter(|scheduler, effects| {
-            let admission = scheduler.requeue(now, placement.lease, effects);
-            let waiting = waiting_task(&admission);
-            (admission, waiting)
-        });
-        self.plane.accepted(admission, receiver)
+    pub(crate) fn requeue(self) -> Result<Submission, Refusal> {
+        self.again(Scheduler::requeue)
     }
 
     /// The node said that its slots are taken: the task is placed again.
-    pub(crate) fn refused(mut self) -> Result<Submission, Refusal> {
+    pub(crate) fn refused(self) -> Result<Submission, Refusal> {
+        self.again(Scheduler::refused)
+    }
+
+    fn again(
+        mut self,
+        call: fn(&mut Scheduler, Moment, Lease, &mut Effects) -> Result<Admission, Refusal>,
+    ) -> Result<Submission, Refusal> {
         let placement = self
             .placement
             .take()
             .expect("a grant holds its placement until it is consumed");
         let now = self.plane.now();
         let (admission, receiver) = self.plane.guarded.with_waiter(|scheduler, effects| {
-            let admission = scheduler.refused(now, placement.lease, effects);
+            let admission = call(scheduler, now, placement.lease, effects);
             let waiting = waiting_task(&admission);
             (admission, waiting)
         });

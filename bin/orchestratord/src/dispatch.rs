@@ -26,6 +26,9 @@ use crate::spans;
 /// The longest answer that is put together in memory before it is sent on.
 pub(crate) const ANSWER_LEN_MAX: usize = 64 * 1024 * 1024;
 
+/// How long the end of a body may come after the end of its answer.
+const READ_OUT_MAX: Duration = Duration::from_millis(100);
+
 /// What an engine is asked.
 pub(crate) struct Job {
     /// The path at the engine.
@@ -274,6 +277,14 @@ pub(crate) async fn read_all(mut body: AnswerBody, len_max: usize) -> Result<Byt
         }
     }
     Ok(first.unwrap_or_else(|| whole.freeze()))
+}
+
+/// Reads what follows an answer's own end, so that the connection can serve the next request. An engine that does not end
+/// the body is not waited for: dropping the body closes its connection.
+pub(crate) async fn read_out(mut body: AnswerBody) {
+    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+    // Either way the answer is whole.
+    let _ = tokio::time::timeout(READ_OUT_MAX, rest).await;
 }
 
 /// A refusal of the scheduler as the client sees it.

@@ -22,7 +22,7 @@ use tracing::Instrument as _;
 use crate::access::Identity;
 use crate::body::PlaneBody;
 use crate::dispatch::{
-    ANSWER_LEN_MAX, Answer, Job, dispatch, engine_headers, lost, read_all, refused, silent,
+    ANSWER_LEN_MAX, Answer, Job, dispatch, engine_headers, lost, read_all, read_out, refused, silent,
 };
 use crate::metrics::TaskOutcome;
 use crate::plane::{AnswerBody, Plane, SharedPlane, Submission};
@@ -380,8 +380,7 @@ impl Work {
         if !assembler.has_ended() {
             return Ok(Begun::Lost(grant, "the stream ended without its end".to_owned()));
         }
-        // Read to the end, so that the connection can serve the next request.
-        while let Some(Ok(_)) = next_chunk(plane, &mut body).await? {}
+        read_out(body).await;
         let (bytes, usage) = assembler.finish()?;
         pool.tokens(usage);
         pool.ended(TaskOutcome::Completed);

@@ -300,11 +300,18 @@ impl Runner {
         let mut body = response.into_body();
         let mut reader = TaskReader::new(self.engine.dialect);
         let mut first_token: Option<Duration> = None;
-        let why = loop {
+        // None: the answer is whole.
+        let cut: Option<String> = loop {
             let frame = tokio::time::timeout(self.plane.settings.engine_silence_ms, body.frame());
             let chunk = match frame.await.map_err(|_| silent(&self.plane))? {
-                None => break "the answer ended without its end".to_owned(),
-                Some(Err(why)) => break why,
+                // The end of the body is the end of an answer that is no stream.
+                None => {
+                    break self
+                        .engine
+                        .streams
+                        .then(|| "the answer ended without its end".to_owned());
+                }
+                Some(Err(why)) => break Some(why),
                 Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
             };
             let mut events = Vec::new();
@@ -319,23 +326,22 @@ impl Runner {
                 self.task.append(events, |view| view.state = TaskState::Running);
             }
             if reader.has_ended() || (!self.engine.streams && http_body::Body::is_end_stream(&body)) {
-                break String::new();
+                break None;
             }
         };
-        if why.is_empty() || !self.engine.streams && why.starts_with("the answer ended") {
+        let Some(why) = cut else {
             let ended = self.job.arrived.elapsed();
             let mut events = Vec::new();
             let told = reader.finish(|event| events.push(event))?;
             self.task.append(events, |_| {});
-            // What follows the end is read, so that the connection can serve the next request.
-            while let Some(Ok(_)) = body.frame().await {}
+            crate::dispatch::read_out(body).await;
             pool.tokens(told);
             pool.ended(TaskOutcome::Completed);
             grant.finish(Outcome::Completed);
             return Ok(Ok(Done {
                 usage: usage(told, queued_for, first_token.unwrap_or(ended), ended),
             }));
-        }
+        };
         if first_token.is_none() {
             pool.ended(TaskOutcome::Retried);
             return Ok(Err((grant, why)));

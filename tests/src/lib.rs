@@ -4,6 +4,7 @@
 //! ended by its handle's drop, by its id, together with its process group.
 
 mod clients;
+mod gate;
 mod process;
 mod skip;
 mod sse;
@@ -11,8 +12,11 @@ mod system;
 mod wait;
 
 pub use clients::{clients, node, python};
-pub use process::{Program, binary, is_alive, kill_9};
+pub use gate::{Gate, Kept};
+pub use process::{Program, binary, is_alive, kill_9, processes_with, signal};
 pub use skip::skipped;
 pub use sse::{SseEvent, sse_events};
-pub use system::{ControlPlane, Node, System, busy_slots, demo_model, engine_pid, free_port, pool_toml};
+pub use system::{
+    ControlPlane, Node, System, busy_slots, demo_model, engine_pid, engine_program, free_port, pool_toml,
+};
 pub use wait::{Deadline, eventually, eventually_async};

@@ -124,9 +124,14 @@ impl Drop for Program {
 
 /// `kill -9` of a process that a program under test has started.
 pub fn kill_9(pid: u32) {
+    signal(pid, Signal::KILL);
+}
+
+/// Sends a signal to a process that a program under test has started.
+pub fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(pid.cast_signed()).expect("a process id");
     // It may be gone already, which the test will see.
-    let _ = kill_process(pid, Signal::KILL);
+    let _ = kill_process(pid, signal);
 }
 
 /// Whether a process is there and not merely waiting for its parent.
@@ -136,4 +141,21 @@ pub fn is_alive(pid: u32) -> bool {
     };
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     state.is_some_and(|state| state != 'Z' && state != 'X')
+}
+
+/// The living processes of a given name in whose environment `mark` is: a variable that a test gives a program is
+/// inherited by all that the program starts.
+pub fn processes_with(mark: &Path, name: &str) -> Vec<u32> {
+    let mark = mark.as_os_str().as_encoded_bytes();
+    let ids = std::fs::read_dir("/proc").expect("a system with /proc").flatten();
+    let ids = ids.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    ids.filter(|id: &u32| {
+        let environment = std::fs::read(format!("/proc/{id}/environ")).unwrap_or_default();
+        let short = std::fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+        // A name in /proc has 15 letters at the most.
+        short.trim_end() == &name[..name.len().min(15)]
+            && environment.windows(mark.len()).any(|window| window == mark)
+            && is_alive(*id)
+    })
+    .collect()
 }

@@ -18,6 +18,19 @@ pub fn demo_model() -> PathBuf {
     path.canonicalize().expect("the demo model is in the repository")
 }
 
+/// The real engine's program, got first if it is not there.
+pub fn engine_program() -> PathBuf {
+    let fetched = Command::new(binary("engine-provisioner"))
+        .args(["fetch", "--recipe", "llamacpp"])
+        .output()
+        .expect("it is built");
+    let errors = String::from_utf8_lossy(&fetched.stderr);
+    assert!(fetched.status.success(), "{errors}");
+    // PATH (VERSION)
+    let told = String::from_utf8_lossy(&fetched.stdout);
+    PathBuf::from(told.split(" (").next().unwrap_or_default().trim())
+}
+
 /// A pool with the demo model on the real engine, as `remuda.toml` has it.
 pub fn pool_toml(id: &str, replicas: u32, slots: u32) -> String {
     format!(
@@ -84,6 +97,11 @@ impl System {
     /// A control plane of profile home, which keeps the pools of `settings` itself.
     pub fn home(&self, settings: &str, environment: &[(&str, &str)]) -> ControlPlane {
         self.start_control_plane("127.0.0.1:0", &[], environment, Some(settings))
+    }
+
+    /// The same at a given address: one that others reach.
+    pub fn home_at(&self, addr: &str, settings: &str, environment: &[(&str, &str)]) -> ControlPlane {
+        self.start_control_plane(addr, &[], environment, Some(settings))
     }
 
     /// A control plane at a given address: one that comes back after its death.

@@ -375,6 +375,7 @@ async fn the_node_of_the_same_process_comes_back_when_it_is_deregistered() {
     let mut plane = system.home(&pool(&engine), &environment);
     plane.wait_for_replicas("fakes", 1).await;
     let nodes = plane.json("/v2/nodes").await;
+    assert_eq!(nodes[0]["address"], "this process");
     let path = format!("/v2/nodes/{}", nodes[0]["node_id"].as_str().unwrap());
     let head = format!("DELETE {path} HTTP/1.1\r\nhost: x\r\n{AUTHORIZATION}connection: close\r\n\r\n");
     assert_eq!(talk(&plane.url, head.as_bytes(), None).statuses(), [204]);

@@ -2,6 +2,8 @@
 //!
 //! The engines are fakes, because a real one does none of this at the moment a test wants it.
 
+use std::time::{Duration, Instant};
+
 use fake_engine::{Behaviour, Failure, FakeEngine, Settings};
 use remuda_tests::{ControlPlane, Deadline, System, eventually_async, sse_events};
 use serde_json::{Value, json};
@@ -169,4 +171,70 @@ async fn an_engine_that_comes_back_is_used_again() {
     .unwrap();
     // Who came while nothing was there has waited, and sees only time.
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
+}
+
+/// Everything has come and the body is not ended: who waits for its end would wait until the silence is too long.
+async fn ends_at_once(recipe: &str, words: &str, stream: bool) {
+    let only = engine(4);
+    let system = System::new();
+    let settings = format!(
+        "[[pools]]\nid = \"fakes\"\nengine = {recipe:?}\nurl = {:?}\nslots = 4\n",
+        only.url()
+    );
+    let plane = system.home(&settings, &[("ORCHD_ENGINE_SILENCE_MS", "20000")]);
+    plane.wait_for_replicas("fakes", 1).await;
+    let asked = Instant::now();
+    let (status, text) = ask(&plane, words, stream).await;
+    let took = asked.elapsed();
+    assert_eq!(status, 200, "{text}");
+    assert!(text.contains("w2 "), "{text}");
+    assert_eq!(text.trim_end().ends_with("[DONE]"), stream, "{text}");
+    assert!(
+        took < Duration::from_secs(5),
+        "{recipe} stream={stream}: {took:?}"
+    );
+    plane.wait_for_free_slots("fakes").await;
+    assert!(
+        asked.elapsed() < Duration::from_secs(10),
+        "its slot was free late"
+    );
+    eventually_async("the engine let go", Deadline::default(), || async {
+        (only.stats().active == 0).then_some(())
+    })
+    .await;
+    // The connection on which the end is missing serves nobody else.
+    let (status, text) = ask(&plane, "chunks=3", stream).await;
+    assert_eq!(status, 200, "{text}");
+}
+
+#[tokio::test]
+async fn an_answer_put_together_does_not_wait_for_the_end_of_the_body() {
+    ends_at_once("llamacpp", "chunks=3 fail=open", false).await;
+}
+
+#[tokio::test]
+async fn a_task_ends_with_the_last_event_of_an_engine_that_keeps_the_body_open() {
+    let only = engine(4);
+    let system = System::new();
+    let plane = system.home(&pool(&[&only], 4), &[("ORCHD_ENGINE_SILENCE_MS", "20000")]);
+    plane.wait_for_replicas("fakes", 1).await;
+    let asked = Instant::now();
+    let task = json!({"workload": "chat", "model": "fake", "prompt": "chunks=3 fail=open"});
+    let request = plane
+        .post("/v2/tasks", &task)
+        .header("accept", "text/event-stream");
+    let text = request.send().await.unwrap().text().await.unwrap();
+    assert_eq!(sse_events(&text).last().unwrap().name, "end", "{text}");
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    plane.wait_for_free_slots("fakes").await;
+}
+
+#[tokio::test]
+async fn a_stream_whose_body_stays_open_ends_with_its_last_event() {
+    ends_at_once("openai", "chunks=3 fail=open", true).await;
+}
+
+#[tokio::test]
+async fn a_whole_answer_whose_body_stays_open_is_given_at_once() {
+    ends_at_once("openai", "chunks=3 fail=open", false).await;
 }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use remuda_tests::{
-    ControlPlane, Deadline, Program, System, binary, eventually_async, pool_toml, skipped, sse_events,
+    ControlPlane, Deadline, Program, System, binary, busy_slots, eventually_async, pool_toml, skipped,
+    sse_events,
 };
 
 const TOKEN: &str = "a-token-for-tests";
@@ -112,6 +113,36 @@ impl Network {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
+    }
+
+    /// A client in the namespace that asks for an endless answer and prints what comes.
+    fn asks(&self, url: &str, stream: bool) -> Command {
+        let script = "import json, sys, urllib.request\n\
+            url, stream, token = sys.argv[1:]\n\
+            body = {'model': 'remuda-demo', 'stream': stream == 'true',\n\
+            'messages': [{'role': 'user', 'content': 'count'}]}\n\
+            headers = {'authorization': 'Bearer ' + token, 'content-type': 'application/json'}\n\
+            request = urllib.request.Request(url, json.dumps(body).encode(), headers)\n\
+            for line in urllib.request.urlopen(request): print(line.decode(), end='', flush=True)\n";
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, "python3", "-c", script]);
+        command
+            .args([url, &stream.to_string(), TOKEN])
+            .env("no_proxy", "*");
+        command
+    }
+
+    /// What the node in the namespace says about its pool, asked from within.
+    fn node_status(&self) -> Option<serde_json::Value> {
+        let script = "import sys, urllib.request\n\
+            url, token = sys.argv[1:]\n\
+            request = urllib.request.Request(url, headers={'authorization': 'Bearer ' + token})\n\
+            print(urllib.request.urlopen(request, timeout=5).read().decode())\n";
+        let url = format!("http://{}:9200/v2/pools/demo/status", self.there);
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, "python3", "-c", script, &url, TOKEN]);
+        let output = command.env("no_proxy", "*").output().ok()?;
+        serde_json::from_slice(&output.stdout).ok()
     }
 
     /// A node in the namespace.
@@ -267,4 +298,88 @@ async fn a_slow_and_lossy_line_is_only_slow() {
         assert_eq!(answer, (a * 12).to_string());
     }
     plane.wait_for_free_slots("demo").await;
+}
+
+/// How long a client may be silent in the test below.
+const CLIENT_SILENCE: Duration = Duration::from_secs(2);
+
+#[tokio::test]
+async fn clients_whose_machine_vanishes_give_their_slots_back() {
+    if !can_make_networks("clients_whose_machine_vanishes_give_their_slots_back") {
+        return;
+    }
+    let (system, network) = (System::new(), Network::new());
+    let silence = CLIENT_SILENCE.as_millis().to_string();
+    let plane = system.home_at(
+        "0.0.0.0:0",
+        &pool_toml("demo", 1, 2),
+        &[("ORCHD_CLIENT_SILENCE_MS", &silence)],
+    );
+    plane.wait_for_replicas("demo", 1).await;
+    let engine = plane.handoffs()[0]["url"].as_str().unwrap().to_owned();
+    let busy = |count: usize, what: &'static str| {
+        let (http, engine) = (system.http.clone(), engine.clone());
+        eventually_async(what, Deadline::default(), move || {
+            let (http, engine) = (http.clone(), engine.clone());
+            async move { (busy_slots(&http, &engine).await? == count).then_some(()) }
+        })
+    };
+    let port = plane.url.rsplit_once(':').unwrap().1;
+    let url = format!("http://{}:{port}/v1/chat/completions", network.here);
+    let directory = system.directory("clients");
+    // One that reads what comes, and one to whom nothing is sent before the end: its machine is only listened to.
+    let mut clients = [true, false].map(|stream| {
+        let name = format!("client-{stream}");
+        Program::start(&name, network.asks(&url, stream), directory.join(&name))
+    });
+    busy(2, "two clients at work").await;
+    clients[0].wait_for("the beginning of the stream", |line| {
+        line.starts_with("data: ").then_some(())
+    });
+    network.cut();
+    let cut = Instant::now();
+    busy(0, "both slots free at the engine").await;
+    let took = cut.elapsed();
+    println!(
+        "slots free {} ms after the clients' machine vanished",
+        took.as_millis()
+    );
+    assert!(took < CLIENT_SILENCE * 5, "{took:?}");
+    plane.wait_for_free_slots("demo").await;
+    assert!(
+        clients.iter_mut().all(Program::is_running),
+        "the far ends know nothing"
+    );
+}
+
+#[tokio::test]
+async fn a_node_whose_control_plane_vanishes_gives_its_slots_back() {
+    if !can_make_networks("a_node_whose_control_plane_vanishes_gives_its_slots_back") {
+        return;
+    }
+    let (system, network) = (System::new(), Network::new());
+    let (plane, port) = control_plane(&system);
+    let far = network.node(&system.directory("far"), "far", port);
+    plane.wait_for_replicas("demo", 1).await;
+    let response = plane.chat("count", true).send().await.unwrap();
+    let mut stream = response.bytes_stream();
+    stream.next().await.unwrap().unwrap();
+    let free = |free: u64, what: &'static str, within: u64| {
+        let network = &network;
+        // The node's own word, asked from its side of the cut.
+        eventually_async(what, Deadline(Duration::from_secs(within)), move || async move {
+            let status = network.node_status()?;
+            (status["slots_total"] == 2 && status["slots_free"] == free).then_some(())
+        })
+    };
+    free(1, "a slot taken at the node", 20).await;
+    network.cut();
+    let cut = Instant::now();
+    // Five seconds until a ping, five until it counts as unanswered, and what a busy machine adds.
+    free(2, "every slot free at the node", 30).await;
+    println!(
+        "slots free at the node {} ms after the cut",
+        cut.elapsed().as_millis()
+    );
+    drop((stream, far));
 }

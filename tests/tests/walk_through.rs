@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use remuda_tests::{Deadline, Program, System, binary, demo_model, eventually_async};
+use remuda_tests::{Deadline, Program, System, binary, demo_model, engine_program, eventually_async};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -78,18 +78,7 @@ async fn a_file_announces_an_engine() {
 
 /// The real engine, started by hand, as an operator would.
 fn engine(system: &System, port: u16) -> Program {
-    let fetched = Command::new(binary("engine-provisioner"))
-        .args(["fetch", "--recipe", "llamacpp"])
-        .output()
-        .unwrap();
-    assert!(
-        fetched.status.success(),
-        "{}",
-        String::from_utf8_lossy(&fetched.stderr)
-    );
-    // PATH (VERSION)
-    let told = String::from_utf8(fetched.stdout).unwrap();
-    let mut command = Command::new(told.split(" (").next().unwrap().trim());
+    let mut command = Command::new(engine_program());
     command.args([
         "--host",
         "127.0.0.1",

@@ -1,7 +1,10 @@
 //! Everything a developer runs. `cargo xtask verify` is the one command that decides whether a change may land.
 
+mod agent_goldens;
+mod agent_image;
 mod bench;
 mod demo_model;
+mod static_init;
 mod verify;
 
 use std::process::ExitCode;
@@ -23,6 +26,9 @@ enum Command {
     Verify(verify::Verify),
     DemoModel(demo_model::DemoModel),
     Bench(bench::Bench),
+    AgentGoldens(agent_goldens::AgentGoldens),
+    AgentImage(agent_image::AgentImage),
+    StaticInit(static_init::StaticInit),
 }
 
 fn main() -> ExitCode {
@@ -40,5 +46,8 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Verify(arguments) => arguments.run(),
         Command::DemoModel(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
+        Command::AgentGoldens(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
+        Command::AgentImage(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
+        Command::StaticInit(arguments) => arguments.run().map(|()| ExitCode::SUCCESS),
     }
 }

@@ -45,6 +45,9 @@ pub struct Recipe {
     /// asked for none.
     #[serde(default)]
     pub cancel_on_stream_only: bool,
+    /// Whether its models take pictures and sound, where neither the engine nor the pool says so.
+    #[serde(default)]
+    pub media: bool,
     /// How to see whether it answers.
     pub probe: Probe,
     /// How to start it. None: it runs already, and a pool names it by URL.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::spec::check_device_mask;
 use daemon::secret::Secret;
 use model_store::{Store, StoreOptions};
 
@@ -29,7 +30,8 @@ pub struct Settings {
         long,
         env = "ENGINE_PROVISIONER_GPU_MASK",
         value_name = "MASK",
-        default_value = "all"
+        default_value = "all",
+        value_parser = gpu_mask
     )]
     pub gpu_mask: String,
 
@@ -42,7 +44,8 @@ pub struct Settings {
     pub engine_program: Option<PathBuf>,
 
     /// Address of the model hub, for models named hf:ORG/REPO/FILE
-    #[arg(long, env = "HF_ENDPOINT", value_name = "URL", default_value = model_store::HUB_ENDPOINT)]
+    #[arg(long, env = "HF_ENDPOINT", value_name = "URL", default_value = model_store::HUB_ENDPOINT,
+          value_parser = daemon::config::http_address)]
     pub hub_endpoint: String,
 
     /// Token for the model hub
@@ -99,6 +102,15 @@ impl Settings {
         }
         if let Some(token) = &self.hub_token {
             command.env("HF_TOKEN", token.expose());
+        }
+    }
+}
+
+fn gpu_mask(text: &str) -> Result<String, String> {
+    match check_device_mask(text) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(_) => {
+            Err("right would be \"all\", \"none\", or numbers between commas such as \"0,1\"".to_owned())
         }
     }
 }

@@ -7,19 +7,40 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use daemon::secret::Secret;
-use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName};
 use store::{Role, Store};
 use task_api::{ApiError, ErrorCode};
 
+use crate::agents::keys::{TASK_KEY_PREFIX, TaskKeys};
+
 /// The owner of everything where no key is needed.
 const LOCAL_OWNER: &str = "local";
+
+/// Where Anthropic's clients put the key.
+pub(crate) const KEY_HEADER: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Who sent a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) owner: Arc<str>,
     pub(crate) role: Role,
+    /// The one model that an agent's task may ask for; everything else is closed to it.
+    pub(crate) only_model: Option<Arc<str>>,
+}
+
+impl Identity {
+    /// Whether this one may ask for a model.
+    pub(crate) fn may_ask(&self, model: Option<&str>) -> Result<(), ApiError> {
+        match &self.only_model {
+            Some(only) if model != Some(&**only) => Err(ApiError::new(
+                ErrorCode::Forbidden,
+                format!("this task's key is for the model {only} and nothing else"),
+            )
+            .with_param("model")),
+            Some(_) | None => Ok(()),
+        }
+    }
 }
 
 /// The rules of the door.
@@ -29,6 +50,7 @@ pub(crate) struct Access {
     required: bool,
     anonymous: Identity,
     token_holder: Identity,
+    task_keys: TaskKeys,
 }
 
 impl Access {
@@ -37,6 +59,7 @@ impl Access {
         let identity = |owner: &str| Identity {
             owner: Arc::from(owner),
             role: Role::Admin,
+            only_model: None,
         };
         Self {
             store,
@@ -44,6 +67,7 @@ impl Access {
             required,
             anonymous: identity(LOCAL_OWNER),
             token_holder: identity("token"),
+            task_keys: TaskKeys::default(),
         }
     }
 
@@ -65,11 +89,18 @@ impl Access {
         if self.token.as_ref().is_some_and(|token| token.matches(presented)) {
             return Ok(self.token_holder.clone());
         }
+        if presented.starts_with(TASK_KEY_PREFIX.as_bytes()) {
+            // Not even where no key is needed: whoever holds it is a sandbox.
+            return Err(unauthenticated(
+                "this is the key of an agent's task: it works for that task's model only, while the task runs",
+            ));
+        }
         let keys = self.store.keys();
         if let Some(key) = keys.find(presented, now_ms()) {
             return Ok(Identity {
                 owner: key.owner.clone(),
                 role: key.role,
+                only_model: None,
             });
         }
         if self.is_required() {
@@ -79,6 +110,24 @@ impl Access {
         }
         // Clients of these APIs insist on sending some key; where none is needed any will do.
         Ok(self.anonymous.clone())
+    }
+
+    /// The keys of tasks that run.
+    pub(crate) fn task_keys(&self) -> &TaskKeys {
+        &self.task_keys
+    }
+
+    /// The task whose key a request shows.
+    pub(crate) fn task(&self, headers: &HeaderMap) -> Option<Identity> {
+        self.task_keys.find(presented_key(headers)?)
+    }
+
+    /// Whose request to a dialect this is.
+    pub(crate) fn asker(&self, headers: &HeaderMap) -> Result<Identity, ApiError> {
+        match self.task(headers) {
+            Some(task) => Ok(task),
+            None => self.user(headers),
+        }
     }
 
     /// Whose request this is, if they may submit tasks.
@@ -117,7 +166,7 @@ fn presented_key(headers: &HeaderMap) -> Option<&[u8]> {
         let (scheme, key) = value.split_at_checked(7)?;
         return scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii());
     }
-    headers.get("x-api-key").map(|key| key.as_bytes().trim_ascii())
+    headers.get(KEY_HEADER).map(|key| key.as_bytes().trim_ascii())
 }
 
 fn unauthenticated(message: &'static str) -> ApiError {

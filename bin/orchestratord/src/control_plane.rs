@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use daemon::config::ConfigError;
 use daemon::listen::{ListenError, OpenBindRefused, listen_shared, refuse_open_bind};
-use daemon::secret::Secret;
 use daemon::shutdown::{Drained, Kind, Shutdown};
 use daemon::tls::{ClientAuth, Identity, TlsError, Watched, client_config, server_config};
 use pool_managerd::NodeControl;
 use pool_registry_types::NodeId;
-use store::{KeyTable, Store, StoreError, StoreSettings};
+use store::{Store, StoreError};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use upstream::ConnectOptions;
@@ -49,6 +49,9 @@ pub struct LocalNode {
 /// Why a control plane did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The settings are wrong.
+    #[error("the control plane cannot start")]
+    Config(#[from] ConfigError),
     /// The address is taken or not ours.
     #[error("the control plane cannot start")]
     Listen(#[from] ListenError),
@@ -75,9 +78,9 @@ impl ControlPlane {
         node: Option<LocalNode>,
         shutdown: Shutdown,
     ) -> Result<Self, StartError> {
-        let keys = KeyTable::from_settings(settings.api_keys.as_ref().map_or("", Secret::expose))?;
+        let keys = settings.check()?;
         let directory = settings.data_dir.clone().unwrap_or_else(default_data_dir);
-        let store = Store::open(StoreSettings::new(directory.join(STORE_FILE)), keys)?;
+        let store = Store::open(settings.store(directory.join(STORE_FILE)), keys)?;
         let access = Access::new(store.clone(), settings.api_token.clone(), false);
         refuse_open_bind(settings.addr, access.is_required(), settings.insecure, KEY_NAMES)?;
         let identity = Identity::of_settings(
@@ -86,6 +89,7 @@ impl ControlPlane {
             ["ORCHD_TLS_CERT", "ORCHD_TLS_KEY"],
         )?;
         let connect_options = ConnectOptions {
+            silence_timeout: settings.node_silence_ms,
             tls: node_tls(&settings, identity.as_ref())?,
             ..ConnectOptions::default()
         };
@@ -102,6 +106,10 @@ impl ControlPlane {
         let room = Arc::new(Semaphore::new(settings.connections_max));
         let plane = Arc::new(Plane::new(settings, access, store, connect_options, shutdown));
         start_services(&plane, node);
+        if let Some(tls) = &tls {
+            let follow = tls.clone().follow(plane.shutdown.clone());
+            plane.shutdown.spawn("certificates", Kind::Background, follow);
+        }
         let done = CancellationToken::new();
         let front = Arc::new(Front {
             router: rooms::router(plane.clone()),
@@ -134,6 +142,12 @@ impl ControlPlane {
         models.iter().any(|known| {
             model.is_none_or(|model| *known.id == *model || known.aliases.iter().any(|a| a == model))
         })
+    }
+
+    /// Whether a pool of the agent takes tasks.
+    pub fn has_agent(&self, agent: &str) -> bool {
+        let replicas = crate::agents::home::replicas(&self.plane, Some(agent));
+        replicas.iter().any(crate::agents::home::is_ready)
     }
 
     /// Waits for the shutdown to begin, then until what runs has ended, but not longer than the drain timeout.

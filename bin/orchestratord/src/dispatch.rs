@@ -3,31 +3,34 @@
 //! Nothing has been sent to the client while this runs, so every failure here is met by placing again: a refused slot at
 //! once, a lost replica with that replica left out. What an engine refuses is the client's to know.
 
-use std::pin::pin;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use adapter_host::{Rewrite, Verdict, engine_error, judge_engine_response};
 use bytes::{Bytes, BytesMut};
 use daemon::telemetry;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
+use http::header::ACCEPT;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::Body as _;
 use http_body_util::BodyExt;
+use pool_registry_types::Dialect;
 use scheduler::{Outcome, Refusal, ReplicaInfo};
-use task_api::{ApiError, CORRELATION_HEADER, ErrorCode};
+use task_api::{ApiError, ErrorCode};
 
 use tracing::Instrument as _;
 
-use crate::metrics::TaskOutcome;
+use crate::metrics::{PoolMetrics, TaskOutcome};
 use crate::plane::{AnswerBody, Grant, LinkError, Plane, RETRY_AFTER_DEFAULT_MS, SharedPlane, Submission};
+use crate::rooms::answer::CORRELATION;
 use crate::spans;
 
 /// The longest answer that is put together in memory before it is sent on.
 pub(crate) const ANSWER_LEN_MAX: usize = 64 * 1024 * 1024;
 
 /// How long the end of a body may come after the end of its answer.
-const READ_OUT_MAX: Duration = Duration::from_millis(100);
+pub(crate) const READ_OUT_MAX: Duration = Duration::from_millis(100);
 
 /// What an engine is asked.
 pub(crate) struct Job {
@@ -38,11 +41,13 @@ pub(crate) struct Job {
     /// Where it may be rewritten.
     pub(crate) places: adapter_host::Places,
     /// The model as the client named it.
-    pub(crate) model: Option<Box<str>>,
+    pub(crate) model: Option<Arc<str>>,
     /// Whether an engine that only notices a cancel on streams can be asked for a stream instead.
     pub(crate) stream_instead: bool,
-    /// The client's headers that concern the engine: trace context and those of its dialect.
-    pub(crate) headers: HeaderMap,
+    /// Names the request in logs.
+    pub(crate) correlation_id: HeaderValue,
+    /// What of the client's headers concerns the engine: trace context and those of its dialect.
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     /// When the task came.
     pub(crate) arrived: Instant,
     /// How much of the time since then the store has taken, which is neither admission nor placement.
@@ -52,6 +57,8 @@ pub(crate) struct Job {
 /// An engine's answer before any of its body was read.
 pub(crate) struct Answer {
     pub(crate) grant: Grant,
+    /// The counters of the pool that answers.
+    pub(crate) pool: Arc<PoolMetrics>,
     pub(crate) response: Response<AnswerBody>,
     /// The engine was asked for a stream although the client wants none.
     pub(crate) assemble: bool,
@@ -60,27 +67,18 @@ pub(crate) struct Answer {
 }
 
 /// Headers of a client that an engine gets to see.
-const PASSED_ON: [HeaderName; 3] = [
+pub(crate) const PASSED_ON: [HeaderName; 3] = [
     HeaderName::from_static("anthropic-version"),
     HeaderName::from_static("anthropic-beta"),
     HeaderName::from_static("openai-beta"),
 ];
 
 /// What of a client's headers goes on to the engine.
-pub(crate) fn engine_headers(incoming: &HeaderMap, correlation_id: &HeaderValue) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(8);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    headers.insert(
-        HeaderName::from_static(CORRELATION_HEADER),
-        correlation_id.clone(),
-    );
-    if let Some(accept) = incoming.get(ACCEPT) {
-        headers.insert(ACCEPT, accept.clone());
-    }
-    for name in PASSED_ON {
+pub(crate) fn engine_headers(incoming: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    let mut headers = Vec::new();
+    for name in [ACCEPT].into_iter().chain(PASSED_ON) {
         if let Some(value) = incoming.get(&name) {
-            headers.insert(name, value.clone());
+            headers.push((name, value.clone()));
         }
     }
     // Asking for the current span costs more than all the rest here.
@@ -89,16 +87,23 @@ pub(crate) fn engine_headers(incoming: &HeaderMap, correlation_id: &HeaderValue)
     } else {
         tracing::Span::none()
     };
-    telemetry::trace_context::propagate(&span, incoming, &mut headers);
+    let mut trace = HeaderMap::new();
+    telemetry::trace_context::propagate(&span, incoming, &mut trace);
+    headers.extend(trace.iter().map(|(name, value)| (name.clone(), value.clone())));
     headers
 }
 
-impl Job {
-    /// Names the request in logs.
-    pub(crate) fn correlation_id(&self) -> &HeaderValue {
-        &self.headers[CORRELATION_HEADER]
+/// Where engines speak `dialect`. Made once: a path that is parsed for each request shows in the profile.
+pub(crate) fn engine_path(dialect: Dialect) -> Uri {
+    static PATHS: [OnceLock<Uri>; 8] = [const { OnceLock::new() }; 8];
+    let make = || Uri::from_static(adapter_host::path_of_dialect(dialect));
+    match PATHS.get(dialect as usize) {
+        Some(path) => path.get_or_init(make).clone(),
+        None => make(),
     }
+}
 
+impl Job {
     fn request_for(&self, info: &ReplicaInfo) -> (Request<Bytes>, bool) {
         let assemble = self.stream_instead && info.cancel_on_stream_only;
         let model = self.model.as_deref().and_then(|asked| engine_name(info, asked));
@@ -116,7 +121,11 @@ impl Job {
         let mut request = Request::new(body);
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.path.clone();
-        *request.headers_mut() = self.headers.clone();
+        let headers = request.headers_mut();
+        headers.insert(CORRELATION, self.correlation_id.clone());
+        for (name, value) in &self.headers {
+            headers.append(name, value.clone());
+        }
         (request, assemble)
     }
 }
@@ -165,6 +174,7 @@ pub(crate) async fn dispatch(
                 Verdict::Pass | Verdict::Refused => {
                     return Ok(Answer {
                         grant,
+                        pool,
                         response,
                         assemble,
                         queued_for,
@@ -173,19 +183,19 @@ pub(crate) async fn dispatch(
                 Verdict::PlaceAgain | Verdict::Failed => {
                     pool.ended(TaskOutcome::Retried);
                     let why = format!("it answered {}", response.status());
-                    failed(&grant, job.correlation_id(), &why);
+                    failed(&grant, &job.correlation_id, &why);
                     elsewhere(grant, response).await?
                 }
             },
             Err(Silence::Link(LinkError::Refused)) => grant.refused().map_err(refused)?,
             Err(Silence::Link(error)) => {
                 pool.ended(TaskOutcome::Retried);
-                lost(&grant, job.correlation_id(), &error);
+                lost(&grant, &job.correlation_id, &error);
                 grant.requeue().map_err(refused)?
             }
             Err(Silence::TooLong) => {
                 pool.ended(TaskOutcome::Failed);
-                lost(&grant, job.correlation_id(), &"it has sent nothing for too long");
+                lost(&grant, &job.correlation_id, &"it has sent nothing for too long");
                 return Err(silent(plane));
             }
         };
@@ -252,31 +262,106 @@ async fn elsewhere(grant: Grant, response: Response<AnswerBody>) -> Result<Submi
 
 /// The whole of a body, if it is not longer than `len_max`.
 pub(crate) async fn read_all(mut body: AnswerBody, len_max: usize) -> Result<Bytes, String> {
-    let mut first: Option<Bytes> = None;
-    let mut whole = BytesMut::new();
+    let mut pieces = Pieces::new(len_max);
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
-        if whole.len() + data.len() + first.as_ref().map_or(0, Bytes::len) > len_max {
-            return Err(format!("the answer has more than {len_max} bytes"));
-        }
-        match first.take() {
-            // Most answers come in one piece, which is then passed on without a copy.
-            None if whole.is_empty() => {
-                let is_all = body.is_end_stream();
-                if is_all {
-                    return Ok(data);
-                }
-                first = Some(data);
-            }
-            earlier => {
-                if let Some(earlier) = earlier {
-                    whole.extend_from_slice(&earlier);
-                }
-                whole.extend_from_slice(&data);
-            }
+        pieces.push(data)?;
+        if body.is_end_stream() {
+            break;
         }
     }
-    Ok(first.unwrap_or_else(|| whole.freeze()))
+    Ok(pieces.into_bytes())
+}
+
+/// As [`read_all`], for an engine's answer: one that is whole is not kept back because the engine does not end the body.
+/// When nothing has come for [`READ_OUT_MAX`] and what has come is a JSON text from its beginning to its end, that is it.
+pub(crate) async fn read_answer(mut body: AnswerBody, len_max: usize) -> Result<Bytes, String> {
+    let mut pieces = Pieces::new(len_max);
+    // Looked at once after each piece: an engine that sends slowly must not make us read all again and again.
+    let mut is_judged = true;
+    loop {
+        let frame = if is_judged {
+            body.frame().await
+        } else {
+            let soon = within(READ_OUT_MAX, pin!(body.frame())).await;
+            let Some(frame) = soon else {
+                if pieces.are_json() {
+                    return Ok(pieces.into_bytes());
+                }
+                is_judged = true;
+                continue;
+            };
+            frame
+        };
+        let Some(frame) = frame else { break };
+        let Ok(data) = frame?.into_data() else { continue };
+        pieces.push(data)?;
+        if body.is_end_stream() {
+            break;
+        }
+        is_judged = false;
+    }
+    Ok(pieces.into_bytes())
+}
+
+/// What has come of a body. Most come in one piece, which is then passed on without a copy.
+struct Pieces {
+    only: Bytes,
+    several: BytesMut,
+    len_max: usize,
+}
+
+impl Pieces {
+    fn new(len_max: usize) -> Self {
+        Self {
+            only: Bytes::new(),
+            several: BytesMut::new(),
+            len_max,
+        }
+    }
+
+    fn push(&mut self, data: Bytes) -> Result<(), String> {
+        if self.only.len() + self.several.len() + data.len() > self.len_max {
+            return Err(format!("the answer has more than {} bytes", self.len_max));
+        }
+        if self.only.is_empty() && self.several.is_empty() {
+            self.only = data;
+        } else {
+            let only = std::mem::take(&mut self.only);
+            self.several.extend_from_slice(&only);
+            self.several.extend_from_slice(&data);
+        }
+        Ok(())
+    }
+
+    /// Whether they are one whole object or list.
+    fn are_json(&self) -> bool {
+        let bytes = if self.several.is_empty() {
+            &self.only[..]
+        } else {
+            &self.several[..]
+        };
+        // A look at the last byte spares most texts that are not whole the whole reading.
+        matches!(bytes.trim_ascii_end().last(), Some(b'}' | b']'))
+            && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
+    }
+
+    fn into_bytes(self) -> Bytes {
+        if self.several.is_empty() {
+            self.only
+        } else {
+            self.several.freeze()
+        }
+    }
+}
+
+/// What `future` gives, unless that takes too long. What is ready at once needs no timer.
+pub(crate) async fn within<F: Future>(bound: Duration, mut future: Pin<&mut F>) -> Option<F::Output> {
+    let at_once = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await;
+    match at_once {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => tokio::time::timeout(bound, future).await.ok(),
+    }
 }
 
 /// Reads what follows an answer's own end, so that the connection can serve the next request. An engine that does not end

@@ -7,6 +7,7 @@ mod probe;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use pool_registry_types::{NodeId, NodeState};
 use scheduler::{Effects, ReplicaUpdate, Scheduler};
 use service_registry::{Applied, Change, Refusal, Registry};
 
@@ -46,9 +47,7 @@ impl Plane {
 
     fn apply(&self, now: Duration, change: &Change, scheduler: &mut Scheduler, effects: &mut Effects) {
         match change {
-            Change::Node { node_id, from, to } => {
-                tracing::info!(%node_id, ?from, ?to, "a node stands elsewhere");
-            }
+            Change::Node { node_id, from, to } => tell_node(node_id, *from, *to),
             Change::ReplicaUp(replica) | Change::ReplicaChanged(replica) => {
                 let update = ReplicaUpdate::from_replica(replica, &self.id);
                 scheduler.upsert_replica(now, update, effects);
@@ -62,6 +61,15 @@ impl Plane {
                 scheduler.remove_replica(now, node_id, pool_id, replica_id, effects);
             }
         }
+    }
+}
+
+/// One line for each time a node comes, changes its state, or goes.
+fn tell_node(node_id: &NodeId, from: Option<NodeState>, to: Option<NodeState>) {
+    match (from.map(NodeState::as_str), to.map(NodeState::as_str)) {
+        (None, Some(state)) => tracing::info!(%node_id, state, "a node has joined"),
+        (Some(before), Some(state)) => tracing::info!(%node_id, state, before, "a node is {state}"),
+        (before, None) => tracing::info!(%node_id, before, "a node has left"),
     }
 }
 

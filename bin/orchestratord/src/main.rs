@@ -35,7 +35,8 @@ fn main() -> ExitCode {
                     .file
                     .section::<Vec<PoolSettings>>("pools")?
                     .unwrap_or_default();
-                let config = NodeConfig::new(pools, settings.engines.clone());
+                let mut config = NodeConfig::new(pools, settings.engines.clone());
+                config.agents = settings.agents.config(&[]);
                 Some(Node::start(config, Launch::InProcess)?)
             };
             let local = node.as_ref().map(|node| LocalNode {

@@ -4,11 +4,11 @@
 //! read off the scheduler when somebody asks for the text.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use daemon::metrics::{LATENCY_MS, Metrics};
-use pool_registry_types::PoolId;
+use pool_registry_types::{PoolId, WarmLevel};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -54,6 +54,12 @@ struct DirectionLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LevelLabels {
+    pool_id: String,
+    level: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CodeLabel {
     code: &'static str,
 }
@@ -73,9 +79,59 @@ pub(crate) struct PoolMetrics {
     tokens_out: Counter,
     dispatch_latency_ms: Histogram,
     first_token_latency_ms: Histogram,
+    /// Made when an agent's task first counts there.
+    agents: OnceLock<AgentMetrics>,
+    claims: Family<LevelLabels, Counter>,
+    denials: Family<PoolLabel, Counter>,
+    pool_id: String,
+}
+
+/// What only pools of agents count.
+struct AgentMetrics {
+    cold: Counter,
+    warm: Counter,
+    hot: Counter,
+    denied: Counter,
 }
 
 impl PoolMetrics {
+    fn agents(&self) -> &AgentMetrics {
+        self.agents.get_or_init(|| {
+            let pool_id = || self.pool_id.clone();
+            let claims = |level| {
+                let labels = LevelLabels {
+                    pool_id: pool_id(),
+                    level,
+                };
+                self.claims.get_or_create(&labels).clone()
+            };
+            AgentMetrics {
+                cold: claims("cold"),
+                warm: claims("warm"),
+                hot: claims("hot"),
+                denied: self
+                    .denials
+                    .get_or_create(&PoolLabel { pool_id: pool_id() })
+                    .clone(),
+            }
+        })
+    }
+
+    /// A task was given a sandbox.
+    pub(crate) fn claimed(&self, level: WarmLevel) {
+        let counters = self.agents();
+        match level {
+            WarmLevel::Cold => counters.cold.inc(),
+            WarmLevel::Warm => counters.warm.inc(),
+            WarmLevel::Hot => counters.hot.inc(),
+        };
+    }
+
+    /// Something in a task's sandbox tried to reach what is not allowed.
+    pub(crate) fn egress_denied(&self) {
+        self.agents().denied.inc();
+    }
+
     pub(crate) fn ended(&self, outcome: TaskOutcome) {
         match outcome {
             TaskOutcome::Completed => self.completed.inc(),
@@ -104,11 +160,14 @@ impl PoolMetrics {
 /// Every metric of the process.
 pub(crate) struct PlaneMetrics {
     text: Metrics,
-    pools: Mutex<HashMap<PoolId, Arc<PoolMetrics>>>,
+    /// Names come from the fleet, not from clients, so the fast hasher will do.
+    pools: Mutex<HashMap<PoolId, Arc<PoolMetrics>, foldhash::fast::RandomState>>,
     dispatched: Family<OutcomeLabels, Counter>,
     tokens: Family<DirectionLabels, Counter>,
     dispatch_latency: Family<PoolLabel, Histogram>,
     first_token_latency: Family<PoolLabel, Histogram>,
+    claims: Family<LevelLabels, Counter>,
+    denials: Family<PoolLabel, Counter>,
     enqueued: Counter,
     rejected: Family<CodeLabel, Counter>,
     queue_depth: Family<QueueLabels, Gauge>,
@@ -132,11 +191,13 @@ impl PlaneMetrics {
     pub(crate) fn new() -> Self {
         let this = Self {
             text: Metrics::new("orchestratord"),
-            pools: Mutex::new(HashMap::new()),
+            pools: Mutex::default(),
             dispatched: Family::default(),
             tokens: Family::default(),
             dispatch_latency: Family::new_with_constructor(latency),
             first_token_latency: Family::new_with_constructor(latency),
+            claims: Family::default(),
+            denials: Family::default(),
             enqueued: Counter::default(),
             rejected: Family::default(),
             queue_depth: Family::default(),
@@ -167,6 +228,16 @@ impl PlaneMetrics {
                 "orchd_first_token_latency_ms",
                 "From a task's arrival until the first byte of its answer",
                 self.first_token_latency.clone(),
+            );
+            r.register(
+                "orchd_agent_claims",
+                "Agents' tasks that were given a sandbox, by how warm it was",
+                self.claims.clone(),
+            );
+            r.register(
+                "orchd_agent_egress_denied",
+                "Connections of agents' tasks to hosts that are not allowed",
+                self.denials.clone(),
             );
             r.register(
                 "orchd_admission_enqueued",
@@ -254,6 +325,10 @@ impl PlaneMetrics {
             tokens_out: tokens("out"),
             dispatch_latency_ms: self.dispatch_latency.get_or_create(&label).clone(),
             first_token_latency_ms: self.first_token_latency.get_or_create(&label).clone(),
+            agents: OnceLock::new(),
+            claims: self.claims.clone(),
+            denials: self.denials.clone(),
+            pool_id: pool.to_owned(),
         }
     }
 

@@ -6,13 +6,14 @@ use utoipa::openapi::schema::{Schema, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, PathItem, Ref, RefOr, Response, ResponseBuilder};
 
-use crate::rooms::{health, nodes, pools, tasks};
+use crate::rooms::{agents, execute, health, nodes, pools, tasks};
 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Remuda", description = "Tasks, pools and nodes of a Remuda control plane", license(name = "Apache-2.0")),
     paths(
         tasks::submit, tasks::list, tasks::show, tasks::events, tasks::cancel,
+        execute::execute, agents::list, agents::log_in, agents::status, agents::remove, agents::enter,
         nodes::register, nodes::heartbeat, nodes::callback, nodes::deregister, nodes::list, nodes::show,
         nodes::drain, nodes::undrain,
         pools::list, pools::show, pools::drain, pools::undrain, pools::reload,
@@ -20,7 +21,7 @@ use crate::rooms::{health, nodes, pools, tasks};
     ),
     components(schemas(task_api::Event)),
     security(("key" = [])),
-    modifiers(&Key, &Parameters, &Refusals)
+    modifiers(&Key, &Parameters, &Refusals, &Bodies)
 )]
 struct Document;
 
@@ -73,6 +74,21 @@ impl utoipa::Modify for Refusals {
                 let responses = &mut operation.responses.responses;
                 responses.entry(status.to_owned()).or_insert_with(|| refusal(why));
             }
+        }
+    }
+}
+
+/// What every page that takes a body may answer, said once.
+struct Bodies;
+
+impl utoipa::Modify for Bodies {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let with_body = openapi.paths.paths.values_mut().flat_map(operations);
+        for operation in with_body.filter(|operation| operation.request_body.is_some()) {
+            let responses = &mut operation.responses.responses;
+            responses
+                .entry("413".to_owned())
+                .or_insert_with(|| refusal("the body is longer than is taken"));
         }
     }
 }

@@ -28,10 +28,11 @@ use upstream::ConnectOptions;
 
 pub(crate) use grant::{Grant, Submission};
 pub(crate) use guarded::Guarded;
-pub(crate) use link::{AnswerBody, LinkError, NodeLink};
+pub(crate) use link::{AnswerBody, LinkError, NodeLink, RemoteNode};
 
 use crate::access::Access;
 use crate::metrics::PlaneMetrics;
+use crate::recent::Recent;
 use crate::settings::Settings;
 use crate::tasks::TaskTable;
 
@@ -46,6 +47,7 @@ pub(crate) struct Plane {
     pub(crate) metrics: PlaneMetrics,
     pub(crate) store: Store,
     pub(crate) tasks: TaskTable,
+    pub(crate) recent: Recent,
     pub(crate) registry: Mutex<Registry>,
     pub(crate) guarded: Guarded,
     /// The moment that all [`scheduler::Moment`]s count from.
@@ -55,11 +57,14 @@ pub(crate) struct Plane {
     /// Keys the hashes of sessions and prompts, so that nobody can make two of them meet.
     hasher: RandomState,
     links: RwLock<HashMap<NodeId, NodeLink>>,
-    local: OnceLock<NodeControl>,
+    local: OnceLock<(NodeId, NodeControl)>,
     pub(crate) shutdown: Shutdown,
     /// When this process began, milliseconds since 1970.
     pub(crate) started_ms: u64,
     connect_options: ConnectOptions,
+    pub(crate) logins: crate::agents::logins::Logins,
+    /// Where sandboxes reach our models, once one has asked for that.
+    pub(crate) outlet: tokio::sync::OnceCell<std::net::SocketAddr>,
 }
 
 impl Plane {
@@ -70,6 +75,7 @@ impl Plane {
         connect_options: ConnectOptions,
         shutdown: Shutdown,
     ) -> Self {
+        let (epoch, started_ms) = (Instant::now(), crate::access::now_ms());
         let id = ControlPlaneId::new(uuid::Uuid::new_v4().to_string()).expect("a UUID is an identifier");
         Self {
             id,
@@ -77,16 +83,19 @@ impl Plane {
             metrics: PlaneMetrics::new(),
             store,
             tasks: TaskTable::new(),
+            recent: Recent::new(epoch, started_ms),
             registry: Mutex::new(Registry::new(settings.registry())),
             guarded: Guarded::new(Scheduler::new(settings.scheduler())),
-            epoch: Instant::now(),
+            epoch,
             due: Notify::new(),
             hasher: RandomState::new(),
             links: RwLock::new(HashMap::new()),
             local: OnceLock::new(),
             shutdown,
-            started_ms: crate::access::now_ms(),
+            started_ms,
             connect_options,
+            logins: crate::agents::logins::Logins::default(),
+            outlet: tokio::sync::OnceCell::new(),
             settings,
         }
     }
@@ -103,6 +112,11 @@ impl Plane {
 
     /// The way to the node of a replica. Made when it is first needed, and again when the node has moved.
     pub(crate) fn link(&self, info: &ReplicaInfo) -> Result<NodeLink, LinkError> {
+        if let Some((node_id, node)) = self.local.get()
+            && *node_id == info.node_id
+        {
+            return Ok(NodeLink::Local(node.door().clone()));
+        }
         if let Some(link) = self
             .links
             .read()
@@ -124,14 +138,13 @@ impl Plane {
 
     /// Makes a node of this process reachable by a function call.
     pub(crate) fn put_local_node(&self, node_id: NodeId, node: NodeControl) {
-        self.put_link(node_id, NodeLink::Local(node.door().clone()));
         // There is one node in a process; a second one would be a mistake of the caller, and the first one stays.
-        let _ = self.local.set(node);
+        let _ = self.local.set((node_id, node));
     }
 
     /// The node of this process.
     pub(crate) fn local_node(&self) -> Option<&NodeControl> {
-        self.local.get()
+        self.local.get().map(|(_, node)| node)
     }
 
     /// Whether nothing new is taken any more.
@@ -159,12 +172,11 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A wall-clock time as RFC 3339 has it.
+/// A wall-clock time as RFC 3339 has it, always with three digits after the second.
 pub(crate) fn rfc3339(ms: u64) -> String {
     let ms = i64::try_from(ms).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_millisecond(ms)
-        .unwrap_or(jiff::Timestamp::MAX)
-        .to_string()
+    let time = jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::MAX);
+    format!("{time:.3}")
 }
 
 /// The plane as everybody holds it.

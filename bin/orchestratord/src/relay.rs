@@ -12,7 +12,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use adapter_host::{StreamEnd, StreamWatch, error_event};
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use task_api::{ApiError, ErrorCode};
 use tokio::time::Sleep;
 use tracing::Span;
 
+use crate::dispatch::READ_OUT_MAX;
 use crate::metrics::{PoolMetrics, TaskOutcome};
 use crate::plane::{AnswerBody, Grant};
 
@@ -45,12 +46,18 @@ struct Running {
     grant: Grant,
 }
 
-/// Notices that nothing came for a while, with one timer for the whole stream instead of one for each chunk.
+/// Notices that nothing came for a while, with one timer for the whole stream and no look at the clock for a chunk: the
+/// timer strikes some times within the bound, and each chunk makes the count begin again.
 struct Silence {
     bound: Duration,
-    last_chunk: Instant,
+    strikes: u32,
     timer: Pin<Box<Sleep>>,
+    /// The timer has the task's waker, which stays the same for the whole stream.
+    is_armed: bool,
 }
+
+/// How many strikes make a silence. One more than fit into the bound, so that it is never cut short.
+const STRIKES_MAX: u32 = 5;
 
 impl Relay {
     /// `held` is what was read while it was waited for the first data.
@@ -63,11 +70,10 @@ impl Relay {
         silence_max: Duration,
         correlation_id: HeaderValue,
     ) -> Self {
-        let silence = Silence {
-            bound: silence_max,
-            last_chunk: Instant::now(),
-            timer: Box::pin(tokio::time::sleep(silence_max)),
-        };
+        let mut silence = Silence::new(silence_max);
+        if watch.has_ended() {
+            silence.end_soon();
+        }
         Self {
             running: Some(Running { body, grant }),
             dialect,
@@ -92,11 +98,17 @@ impl Relay {
             let Some(running) = &mut self.running else {
                 return Poll::Ready(None);
             };
+            if running.grant.is_cancelled() {
+                return Poll::Ready(self.cancel());
+            }
             match Pin::new(&mut running.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     let Ok(chunk) = frame.into_data() else { continue };
-                    self.silence.last_chunk = Instant::now();
                     let whole_events = self.watch.relay(chunk);
+                    self.silence.strikes = 0;
+                    if self.watch.has_ended() {
+                        self.silence.end_soon();
+                    }
                     if !whole_events.is_empty() {
                         return Poll::Ready(Some(whole_events));
                     }
@@ -154,6 +166,27 @@ impl Relay {
         Some(self.watch.held_back()).filter(|bytes| !bytes.is_empty())
     }
 
+    /// Somebody cancelled the request by its name.
+    fn cancel(&mut self) -> Option<Bytes> {
+        self.let_go();
+        Some(error_event(
+            self.dialect,
+            &crate::recent::cancelled(),
+            self.watch.is_halved(),
+        ))
+    }
+
+    /// Ends the engine's work and gives the slot back.
+    fn let_go(&mut self) {
+        if let Some(running) = self.running.take() {
+            self.pool.tokens(self.watch.usage());
+            self.pool.ended(TaskOutcome::Cancelled);
+            // The body first: its drop is what cancels the work that holds the slot.
+            drop(running.body);
+            running.grant.finish(Outcome::Cancelled);
+        }
+    }
+
     fn give_up(&mut self) -> Option<Bytes> {
         // The answer is complete and only the connection is still open.
         if self.watch.has_ended() {
@@ -175,27 +208,43 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        if let Some(running) = self.running.take() {
-            self.pool.tokens(self.watch.usage());
-            self.pool.ended(TaskOutcome::Cancelled);
-            // The body first: its drop is what cancels the work that holds the slot.
-            drop(running.body);
-            running.grant.finish(Outcome::Cancelled);
-        }
+        self.let_go();
     }
 }
 
 impl Silence {
+    fn new(bound: Duration) -> Self {
+        Self {
+            bound,
+            strikes: 0,
+            timer: Box::pin(tokio::time::sleep(bound / (STRIKES_MAX - 1))),
+            is_armed: false,
+        }
+    }
+
+    /// The answer is whole; only the end of its body may still come.
+    fn end_soon(&mut self) {
+        self.strikes = STRIKES_MAX;
+        self.strike_in(READ_OUT_MAX);
+    }
+
+    fn strike_in(&mut self, wait: Duration) {
+        self.timer.as_mut().reset(tokio::time::Instant::now() + wait);
+        self.is_armed = false;
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
+        while !self.is_armed || self.timer.is_elapsed() {
             if self.timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
+                self.is_armed = true;
+                break;
             }
-            let until = self.last_chunk + self.bound;
-            if until <= Instant::now() {
+            self.strikes += 1;
+            if self.strikes >= STRIKES_MAX {
                 return Poll::Ready(());
             }
-            self.timer.as_mut().reset(until.into());
+            self.strike_in(self.bound / (STRIKES_MAX - 1));
         }
+        Poll::Pending
     }
 }

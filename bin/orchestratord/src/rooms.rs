@@ -1,7 +1,9 @@
 //! The control plane's HTTP rooms: the hot one for the dialects, the others behind an ordinary router.
 
+pub(crate) mod agents;
 pub(crate) mod answer;
 pub(crate) mod dialects;
+pub(crate) mod execute;
 pub(crate) mod health;
 pub(crate) mod models;
 pub(crate) mod nodes;
@@ -13,14 +15,15 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{get, post};
-use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{HeaderName, Method, Request, Response};
 use hyper::body::Incoming;
+use pool_registry_types::Dialect;
 use tower::ServiceExt as _;
 
 use crate::body::PlaneBody;
 use crate::plane::SharedPlane;
 use crate::serve::Front;
+use crate::serve::lane::{Asked, Ordinary};
 use answer::{CORRELATION, Correlation};
 
 /// The rooms that are not on the way of a dialect's request.
@@ -32,6 +35,13 @@ pub(crate) fn router(plane: SharedPlane) -> Router {
         .route("/v2/tasks/{id}", get(tasks::show))
         .route("/v2/tasks/{id}/events", get(tasks::events))
         .route("/v2/tasks/{id}/cancel", post(tasks::cancel))
+        .route("/api/execute", post(execute::execute))
+        .route("/v2/agents", get(agents::list))
+        .route(
+            "/v2/agents/{agent}/login",
+            post(agents::log_in).get(agents::status).delete(agents::remove),
+        )
+        .route("/v2/agents/{agent}/login/input", post(agents::enter))
         .route("/v2/nodes", get(nodes::list))
         .route("/v2/nodes/register", post(nodes::register))
         .route("/v2/nodes/callback", post(nodes::callback))
@@ -55,18 +65,26 @@ pub(crate) fn router(plane: SharedPlane) -> Router {
         .with_state(plane)
 }
 
-/// Whether a request for this target belongs into the dialects' room.
-pub(crate) fn is_dialect(target: &str) -> bool {
-    let path = target.split_once('?').map_or(target, |(path, _)| path);
-    adapter_host::dialect_of_path(path).is_some()
+/// The requests that belong into the dialects' room.
+pub(crate) struct Dialects;
+
+impl Ordinary for Dialects {
+    type Kind = Dialect;
+
+    fn kind(&self, target: &str) -> Option<Dialect> {
+        let path = target.split_once('?').map_or(target, |(path, _)| path);
+        adapter_host::dialect_of_path(path)
+    }
+
+    fn headers(&self) -> &[HeaderName] {
+        &dialects::HEADERS
+    }
 }
 
 /// The requests of the fast lane come through here.
-pub(crate) async fn serve_dialect(front: Arc<Front>, request: Request<Bytes>) -> Response<PlaneBody> {
-    let correlation = Correlation::of(request.headers());
-    let dialect = adapter_host::dialect_of_path(request.uri().path());
-    let dialect = dialect.expect("the lane asked is_dialect about this path");
-    let mut response = dialects::handle_read(&front.plane, dialect, request, &correlation).await;
+pub(crate) async fn serve_dialect(front: Arc<Front>, asked: Asked<Dialect>) -> Response<PlaneBody> {
+    let correlation = Correlation::of(&asked.headers);
+    let mut response = dialects::handle_read(&front.plane, asked, &correlation).await;
     response.headers_mut().insert(CORRELATION, correlation.0);
     response
 }
@@ -89,7 +107,8 @@ pub(crate) async fn serve(
                 .clone()
                 .oneshot(request.map(axum::body::Body::new))
                 .await;
-            page.unwrap_or_else(|never| match never {}).map(PlaneBody::Page)
+            let page = page.unwrap_or_else(|never| match never {});
+            answer::name_error(page, &correlation).map(PlaneBody::Page)
         }
     };
     response.headers_mut().insert(CORRELATION, correlation.0);

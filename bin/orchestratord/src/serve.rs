@@ -3,7 +3,7 @@
 //! Each worker is a thread with a single-threaded runtime, a listener of its own on the shared port, and its own pooled
 //! connections to engines: a request stays on one thread from its first byte to its last.
 
-mod lane;
+pub(crate) mod lane;
 mod rewound;
 
 use std::net::{SocketAddr, TcpListener};
@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
-use daemon::listen::accept_loop;
+use daemon::listen::{accept_loop, bound_silence};
 use daemon::shutdown::Kind;
 use daemon::tls::Watched;
 use http::Request;
@@ -91,6 +91,8 @@ pub(crate) fn start_worker(
 }
 
 async fn connection(front: Arc<Front>, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+    // Fails only when the connection has ended already; reading from it will say so.
+    let _ = bound_silence(&stream, front.plane.settings.client_silence_ms);
     match &front.tls {
         None => http(front.clone(), stream, false).await,
         Some(tls) => {
@@ -98,7 +100,7 @@ async fn connection(front: Arc<Front>, stream: TcpStream, peer: SocketAddr, perm
                 us: "control plane",
                 them: "client",
             };
-            match daemon::tls::accept(tls.current(), stream, sides, TLS_HANDSHAKE_TIMEOUT).await {
+            match daemon::tls::accept_tcp(tls.current(), stream, sides, TLS_HANDSHAKE_TIMEOUT).await {
                 Ok(stream) => {
                     let certified = stream.get_ref().1.peer_certificates().is_some();
                     Box::pin(http(front.clone(), stream, certified)).await;
@@ -122,8 +124,16 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin>(front: Arc<Front>, stream: S, c
         head: front.plane.settings.head_timeout_ms,
         body: front.plane.settings.body_timeout_ms,
     };
-    let handle = |request| rooms::serve_dialect(front.clone(), request);
-    let stream = match lane::run(stream, bounds, rooms::is_dialect, shutdown.stopped(), handle).await {
+    let handle = |asked| rooms::serve_dialect(front.clone(), asked);
+    let stream = match lane::run(
+        stream,
+        bounds,
+        rooms::Dialects,
+        shutdown.stopped_in_task(),
+        handle,
+    )
+    .await
+    {
         lane::Left::Closed => return,
         lane::Left::HandOver(stream, read) => Rewound::new(stream, read),
     };

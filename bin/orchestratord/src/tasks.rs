@@ -7,6 +7,7 @@
 //! A reader follows by number and may come and go; it can never hold up the runner or another reader. The events of a
 //! task are bounded: when there are too many, the oldest are dropped, and who asks for those is told so.
 
+mod ending;
 mod events;
 mod runner;
 
@@ -18,8 +19,9 @@ use task_api::{TaskId, TaskView};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use ending::Ending;
 pub(crate) use events::{EventLog, Follower, stream, too_old};
-pub(crate) use runner::start;
+pub(crate) use runner::{accept, decision, put_into_store, start};
 
 /// How many ended tasks keep their events.
 const ENDED_KEPT_MAX: usize = 4096;

@@ -146,6 +146,10 @@ fn facts(traits: &EngineTraits, answer: Answer) -> Facts {
         (None, pool) => pool.unwrap_or(SLOTS_DEFAULT),
     };
     let mut models = answer.models;
+    let media = traits.media.or(answer.media).unwrap_or(traits.media_of_recipe);
+    for model in &mut models {
+        model.media = media;
+    }
     if let [model] = models.as_mut_slice() {
         for alias in &traits.model_aliases {
             if *alias != model.id && !model.aliases.contains(alias) {
@@ -175,6 +179,7 @@ impl ProbeCounts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pool_registry_types::ModelInfo;
 
     #[test]
     fn slots_are_the_engines_bounded_by_the_pools() {
@@ -199,5 +204,37 @@ mod tests {
         check(None, Some(6), 6);
         check(None, None, SLOTS_DEFAULT);
         check(None, Some(0), 1);
+    }
+
+    #[test]
+    fn pictures_are_taken_where_pool_engine_or_recipe_say_so_in_this_order() {
+        let check = |pool, engine, recipe, expect| {
+            let traits = EngineTraits {
+                media: pool,
+                media_of_recipe: recipe,
+                ..EngineTraits::default()
+            };
+            let answer = Answer {
+                models: vec![ModelInfo {
+                    id: "m".to_owned(),
+                    aliases: Vec::new(),
+                    context_length: None,
+                    media: false,
+                }],
+                media: engine,
+                ..Answer::default()
+            };
+            let facts = facts(&traits, answer);
+            assert_eq!(
+                facts.models[0].media, expect,
+                "pool {pool:?}, engine {engine:?}, recipe {recipe}"
+            );
+        };
+        check(None, None, false, false);
+        check(None, None, true, true);
+        check(None, Some(false), true, false);
+        check(None, Some(true), false, true);
+        check(Some(false), Some(true), true, false);
+        check(Some(true), Some(false), false, true);
     }
 }

@@ -13,11 +13,12 @@
 //! requests that came over HTTP. Any number of threads may call at once; the table of replicas is read without a lock
 //! and each replica has a lock of its own.
 
+mod agents;
 mod body;
 mod table;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -29,9 +30,11 @@ use task_api::ErrorCode;
 use tokio::sync::watch;
 use upstream::SendError;
 
+pub(crate) use agents::agent_replica;
 pub use body::{DoorBody, DoorBodyError};
 pub(crate) use table::{Pending, PoolEntry, Table};
 
+use crate::agents::Agents;
 use crate::gpu::GpuReading;
 use crate::probe::describe;
 use crate::replica::{Changed, Replica};
@@ -64,6 +67,16 @@ pub enum DoorError {
     /// The engine took the request and gave no answer.
     #[error("the engine gave no answer")]
     Engine(#[source] SendError),
+    /// The agent pool does not take the run or the login, and has begun nothing.
+    #[error("{message}")]
+    Agent {
+        /// For programs.
+        code: ErrorCode,
+        /// What is wrong and what to do.
+        message: String,
+        /// When it makes sense to try again.
+        retry_after_ms: Option<u64>,
+    },
 }
 
 impl DoorError {
@@ -74,6 +87,7 @@ impl DoorError {
             Self::NotReady | Self::Draining | Self::Connect(_) => ErrorCode::PoolUnready,
             Self::SlotsTaken => ErrorCode::ReplicaExhausted,
             Self::Engine(_) => ErrorCode::WorkerReset,
+            Self::Agent { code, .. } => *code,
         }
     }
 
@@ -85,7 +99,8 @@ impl DoorError {
             | Self::NotReady
             | Self::Draining
             | Self::SlotsTaken
-            | Self::Connect(_) => true,
+            | Self::Connect(_)
+            | Self::Agent { .. } => true,
         }
     }
 }
@@ -111,6 +126,8 @@ struct Inner {
     changed: Arc<Changed>,
     gpus: Arc<ArcSwap<GpuReading>>,
     reports: watch::Sender<Arc<Vec<PoolReport>>>,
+    /// Set once, when the node starts, and never without agent pools.
+    agents: OnceLock<Agents>,
 }
 
 impl Door {
@@ -122,6 +139,7 @@ impl Door {
             changed: Arc::new(Changed::default()),
             gpus,
             reports,
+            agents: OnceLock::new(),
         };
         Self {
             inner: Arc::new(inner),
@@ -175,12 +193,29 @@ impl Door {
 
     /// The pools exactly as they are now, with the leases of each holder.
     pub fn snapshot(&self) -> Vec<PoolReport> {
-        self.inner.table.load().reports(&self.inner.gpus.load())
+        let mut reports = self.inner.table.load().reports(&self.inner.gpus.load());
+        if let Some(agents) = self.agents() {
+            reports.extend(agents.reports());
+            reports.sort_by(|one, other| one.pool_id.cmp(&other.pool_id));
+        }
+        reports
     }
 
     /// One pool exactly as it is now.
     pub fn pool(&self, pool: &PoolId) -> Option<PoolReport> {
-        self.inner.table.load().report(pool, &self.inner.gpus.load())
+        let agents = self.agents().and_then(|agents| agents.report(pool));
+        agents.or_else(|| self.inner.table.load().report(pool, &self.inner.gpus.load()))
+    }
+
+    /// The agent pools. None: the node has none.
+    pub(crate) fn agents(&self) -> Option<&Agents> {
+        self.inner.agents.get()
+    }
+
+    /// Puts agent pools behind the door, once.
+    pub(crate) fn set_agents(&self, agents: Agents) {
+        let _ = self.inner.agents.set(agents);
+        self.inner.changed.set();
     }
 
     pub(crate) fn changed(&self) -> &Arc<Changed> {

@@ -16,6 +16,7 @@
 //! - engines that announce themselves by handoff are reached on loopback only;
 //! - one node per runtime directory, by a lock that ends with its process.
 
+mod agents;
 mod attend;
 mod callbacks;
 mod door;
@@ -35,6 +36,10 @@ mod settings;
 mod slots;
 mod sources;
 
+pub use agents::{
+    AgentEvents, AgentPool, AgentPoolProblem, AgentsConfig, AgentsError, AgentsSettings, Events, KeySource,
+    LimitSettings, LoginEvents, WarmDefaults,
+};
 pub use door::{Door, DoorBody, DoorBodyError, DoorError};
 pub use fleet::Launch;
 pub use gpu::GpuReading;

@@ -15,6 +15,7 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 
+use crate::agents::Agents;
 use crate::door::Door;
 
 /// Counts handoff files as they are read.
@@ -129,6 +130,6 @@ impl Collector for DoorMetrics {
                 ConstCounter::new(count.load(Ordering::Relaxed)).encode(family.encode_family(&labels)?)?;
             }
         }
-        Ok(())
+        Agents::encode(self.0.agents(), &mut encoder)
     }
 }

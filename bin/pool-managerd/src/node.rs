@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::agents::{Agents, AgentsConfig, AgentsError};
 use crate::door::Door;
 use crate::fleet::{Fleet, Launch};
 use crate::gpu::{GpuReading, GpuWatch, parse_mask};
@@ -52,6 +53,8 @@ pub struct NodeConfig {
     pub asking: Asking,
     /// Told of each handoff file that was read.
     pub observe_handoff: Observe,
+    /// What agent pools need.
+    pub agents: AgentsConfig,
 }
 
 impl NodeConfig {
@@ -69,6 +72,7 @@ impl NodeConfig {
                 tls: None,
             },
             observe_handoff: Arc::new(|_, _| {}),
+            agents: AgentsConfig::default(),
         }
     }
 }
@@ -93,6 +97,9 @@ pub enum StartError {
         /// What the other node wrote into the lock.
         note: String,
     },
+    /// Agent pools cannot be kept.
+    #[error("agent pools cannot be kept")]
+    Agents(#[from] AgentsError),
     /// The lock cannot be used.
     #[error("cannot use the lock file {}", path.display())]
     Lock {
@@ -112,7 +119,8 @@ impl Node {
     pub fn start(config: NodeConfig, launch: Launch) -> Result<NodeHandle, StartError> {
         let directory = config.engines.handoff_dir.clone();
         engine_provisioner::check_device_mask(&config.engines.gpu_mask)?;
-        let pools = check_pools(config.pools, config.engines.recipes_dir.as_deref())?;
+        let recipes = config.engines.recipes_dir.as_deref();
+        let (pools, agent_pools) = check_pools(config.pools, recipes, &config.agents)?;
         let lock = lock(&directory)?;
         let watcher = Watcher::new(WatchOptions {
             directory: directory.clone(),
@@ -126,6 +134,9 @@ impl Node {
             note: Some("the NVIDIA driver has not answered yet".to_owned()),
         }));
         let door = Door::new(gpus.clone());
+        if let Some(agents) = Agents::start(agent_pools, &config.agents, door.changed().clone())? {
+            door.set_agents(agents);
+        }
         let fleet = Fleet::new(launch, config.engines.clone(), directory.join(LOCK_FILE));
         let engines = fleet.statuses();
         let (command, commands) = mpsc::channel(COMMANDS_MAX);
@@ -230,6 +241,9 @@ impl NodeHandle {
         self.door.changed().set();
         let (reply, answer) = oneshot::channel();
         let mut left = 0;
+        if let Some(agents) = self.door.agents() {
+            left += agents.shut_down(tokio::time::Instant::now() + deadline).await;
+        }
         if self
             .command
             .send(Command::Shutdown {
@@ -240,7 +254,7 @@ impl NodeHandle {
             .await
             .is_ok()
         {
-            left = answer.await.unwrap_or(0);
+            left += answer.await.unwrap_or(0);
         }
         // An error here is a panic, which the runtime has reported.
         let _ = (&mut self.reconciling).await;
@@ -255,6 +269,9 @@ impl Drop for NodeHandle {
     fn drop(&mut self) {
         self.stop.cancel();
         self.reconciling.abort();
+        if let Some(agents) = self.door.agents() {
+            agents.abort();
+        }
     }
 }
 
@@ -285,11 +302,23 @@ impl NodeControl {
         for replica in self.door.table().replicas() {
             replica.set_draining(true);
         }
+        if let Some(agents) = self.door.agents() {
+            agents.begin_draining();
+        }
         self.door.changed().set();
+    }
+
+    /// The agent pools, when one of them has this name.
+    fn agents_with(&self, pool: &PoolId) -> Option<&Agents> {
+        self.door.agents().filter(|agents| agents.has(pool))
     }
 
     /// Lets a pool finish what it has, until `deadline`; then its engines are ended. It stays so until it is reloaded.
     pub async fn drain(&self, pool: &PoolId, deadline: Duration) -> Result<(), CommandError> {
+        if let Some(agents) = self.agents_with(pool) {
+            agents.set_draining(pool, true);
+            return Ok(());
+        }
         let (reply, answer) = oneshot::channel();
         self.send(
             Command::Drain {
@@ -304,6 +333,10 @@ impl NodeControl {
 
     /// Takes a drain back.
     pub async fn undrain(&self, pool: &PoolId) -> Result<(), CommandError> {
+        if let Some(agents) = self.agents_with(pool) {
+            agents.set_draining(pool, false);
+            return Ok(());
+        }
         let (reply, answer) = oneshot::channel();
         let pool = pool.clone();
         self.send(Command::Undrain { pool, reply }, answer).await
@@ -311,6 +344,10 @@ impl NodeControl {
 
     /// Replaces a pool's engines; the old ones serve until the new ones answer.
     pub async fn reload(&self, pool: &PoolId) -> Result<(), CommandError> {
+        if let Some(agents) = self.agents_with(pool) {
+            agents.set_draining(pool, false);
+            return Ok(());
+        }
         let (reply, answer) = oneshot::channel();
         self.send(
             Command::Reload {

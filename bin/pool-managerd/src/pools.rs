@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use engine_provisioner::recipe::{Recipe, RecipeError};
 use engine_provisioner::{EngineSpec, SpecError};
 use http::HeaderValue;
-use pool_registry_types::{Dialect, PoolId, ReplicaId};
+use pool_registry_types::{Dialect, PoolId, PoolKind, ReplicaId};
 use serde::Deserialize;
 use upstream::Origin;
 
+use crate::agents::{self, AgentPool, AgentPoolProblem, AgentsConfig, LimitSettings};
 use crate::attend::SLOTS_DEFAULT;
 
 /// The most replicas of one pool on one node.
@@ -48,6 +49,8 @@ pub struct PoolSettings {
     /// Whether `/v1/embeddings` is wanted.
     #[serde(default)]
     pub embeddings: bool,
+    /// Whether its model takes pictures and sound. None: as the engine says, or else its recipe.
+    pub media: Option<bool>,
     /// Other features of the recipe.
     #[serde(default)]
     pub features: Vec<String>,
@@ -63,6 +66,22 @@ pub struct PoolSettings {
     pub api_key_env: Option<String>,
     /// The file that holds the key of engines that run already.
     pub api_key_file: Option<PathBuf>,
+    /// What the pool is made of. The keys below are for agents.
+    #[serde(default)]
+    pub kind: PoolKind,
+    /// The agent's profile.
+    pub agent: Option<String>,
+    /// What makes its sandboxes.
+    pub driver: Option<String>,
+    /// How many sandboxes to keep warm.
+    pub warm: Option<usize>,
+    /// Runs at once.
+    pub runs_max: Option<u32>,
+    /// Further hosts that its sandboxes may connect to.
+    #[serde(default)]
+    pub allowed_hosts: Vec<String>,
+    /// What each of its sandboxes may use.
+    pub limits: Option<LimitSettings>,
 }
 
 /// One pool, checked.
@@ -76,6 +95,8 @@ pub struct Pool {
     pub dialects: Vec<Dialect>,
     /// Tasks at once in each engine, as the settings say.
     pub slots: Option<u32>,
+    /// Whether its model takes pictures and sound, as the settings say.
+    pub media: Option<bool>,
     /// Other names for its model.
     pub aliases: Vec<String>,
     /// GPUs that it may use. None: those of the settings.
@@ -147,6 +168,9 @@ pub enum PoolProblem {
     /// No key where it should be.
     #[error("{0}")]
     Key(String),
+    /// A bad agent pool.
+    #[error(transparent)]
+    Agent(#[from] AgentPoolProblem),
 }
 
 impl PoolSettings {
@@ -164,17 +188,75 @@ impl PoolSettings {
             threads: None,
             gpus: None,
             embeddings: false,
+            media: None,
             features: Vec::new(),
             extra_args: Vec::new(),
             url: None,
             urls: Vec::new(),
             api_key_env: None,
             api_key_file: None,
+            kind: PoolKind::Engine,
+            agent: None,
+            driver: None,
+            warm: None,
+            runs_max: None,
+            allowed_hosts: Vec::new(),
+            limits: None,
         }
+    }
+
+    /// A pool of this agent with everything else as it comes.
+    pub fn with_agent(id: PoolId, agent: impl Into<String>) -> Self {
+        Self {
+            kind: PoolKind::Agent,
+            agent: Some(agent.into()),
+            model: None,
+            ..Self::with_model(id, "")
+        }
+    }
+
+    /// The name of a key that is set and means something for engines only.
+    pub(crate) fn set_for_engines(&self) -> Option<&'static str> {
+        let set = [
+            (self.engine != default_engine(), "engine"),
+            (self.model.is_some(), "model"),
+            (self.model_name.is_some(), "model_name"),
+            (!self.aliases.is_empty(), "aliases"),
+            (self.replicas.is_some(), "replicas"),
+            (self.slots.is_some(), "slots"),
+            (self.context_length != 0, "context_length"),
+            (self.threads.is_some(), "threads"),
+            (self.gpus.is_some(), "gpus"),
+            (self.embeddings, "embeddings"),
+            (self.media.is_some(), "media"),
+            (!self.features.is_empty(), "features"),
+            (!self.extra_args.is_empty(), "extra_args"),
+            (self.url.is_some(), "url"),
+            (!self.urls.is_empty(), "urls"),
+            (self.api_key_env.is_some(), "api_key_env"),
+            (self.api_key_file.is_some(), "api_key_file"),
+        ];
+        set.into_iter().find_map(|(is_set, name)| is_set.then_some(name))
+    }
+
+    /// The name of a key that is set and means something for agents only.
+    fn set_for_agents(&self) -> Option<&'static str> {
+        let set = [
+            (self.agent.is_some(), "agent"),
+            (self.driver.is_some(), "driver"),
+            (self.warm.is_some(), "warm"),
+            (self.runs_max.is_some(), "runs_max"),
+            (!self.allowed_hosts.is_empty(), "allowed_hosts"),
+            (self.limits.is_some(), "limits"),
+        ];
+        set.into_iter().find_map(|(is_set, name)| is_set.then_some(name))
     }
 
     /// Checks one pool. Reads its recipe and its key.
     fn check(self, recipes: Option<&std::path::Path>) -> Result<Pool, PoolProblem> {
+        if let Some(name) = self.set_for_agents() {
+            return Err(AgentPoolProblem::OnlyWithAgent(name).into());
+        }
         let recipe = Recipe::load(&self.engine, recipes)?;
         let mut features = self.features.clone();
         if self.embeddings && !features.iter().any(|feature| feature == "embeddings") && self.model.is_some()
@@ -191,7 +273,7 @@ impl PoolSettings {
         if self.embeddings && !dialects.contains(&Dialect::Embeddings) {
             dialects.push(Dialect::Embeddings);
         }
-        let gpus = self.gpus.clone();
+        let (gpus, media) = (self.gpus.clone(), self.media);
         let (id, slots, aliases) = (self.id.clone(), self.slots, self.aliases.clone());
         let engines = if self.model.is_some() {
             self.kept(&recipe, features)?
@@ -203,6 +285,7 @@ impl PoolSettings {
             recipe,
             dialects,
             slots,
+            media,
             aliases,
             gpus,
             engines,
@@ -275,26 +358,32 @@ impl PoolSettings {
     }
 }
 
-/// Checks all pools.
+/// Checks all pools: those with engines, and those with agents.
 pub(crate) fn check_pools(
     settings: Vec<PoolSettings>,
     recipes: Option<&std::path::Path>,
-) -> Result<Vec<Pool>, PoolsError> {
-    let mut pools: Vec<Pool> = Vec::with_capacity(settings.len());
+    agents: &AgentsConfig,
+) -> Result<(Vec<Pool>, Vec<AgentPool>), PoolsError> {
+    let mut engine_pools: Vec<Pool> = Vec::with_capacity(settings.len());
+    let mut agent_pools: Vec<AgentPool> = Vec::new();
     for pool in settings {
         let id = pool.id.clone();
-        if pools.iter().any(|known| known.id == id) {
-            return Err(PoolsError {
-                pool: id,
-                problem: PoolProblem::Twice,
-            });
+        let wrong = |problem| PoolsError {
+            pool: id.clone(),
+            problem,
+        };
+        if engine_pools.iter().any(|known| known.id == id) || agent_pools.iter().any(|known| known.id == id) {
+            return Err(wrong(PoolProblem::Twice));
         }
-        pools.push(
-            pool.check(recipes)
-                .map_err(|problem| PoolsError { pool: id, problem })?,
-        );
+        match pool.kind {
+            PoolKind::Engine => engine_pools.push(pool.check(recipes).map_err(wrong)?),
+            PoolKind::Agent => {
+                let checked = agents::check(&pool, agents);
+                agent_pools.push(checked.map_err(|problem| wrong(problem.into()))?);
+            }
+        }
     }
-    Ok(pools)
+    Ok((engine_pools, agent_pools))
 }
 
 /// The name of a pool's replica.
@@ -356,7 +445,8 @@ mod tests {
 
     fn read(text: &str) -> Result<Vec<Pool>, String> {
         let file: File = toml::from_str(text).map_err(|error| error.message().to_owned())?;
-        check_pools(file.pools, None).map_err(|error| error.to_string())
+        let checked = check_pools(file.pools, None, &AgentsConfig::default());
+        checked.map(|(pools, _)| pools).map_err(|error| error.to_string())
     }
 
     #[test]

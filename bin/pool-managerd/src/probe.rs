@@ -79,6 +79,8 @@ pub struct Answer {
     pub version: Option<String>,
     /// How many of its slots are busy, when it tells.
     pub busy_slots: Option<u32>,
+    /// Whether its model takes pictures or sound, when it tells.
+    pub media: Option<bool>,
 }
 
 /// How to ask one engine.
@@ -114,6 +116,7 @@ impl Prober {
                 Ok(props) => {
                     answer.slots_total = props.slots_total;
                     answer.version = props.version;
+                    answer.media = props.media;
                     for model in &mut answer.models {
                         model.context_length = model.context_length.or(props.context_length);
                     }
@@ -253,6 +256,7 @@ fn read_model(value: &Value) -> Option<ModelInfo> {
             .map(str::to_owned)
             .collect(),
         context_length: number(&value["max_model_len"]).or_else(|| number(&value["context_length"])),
+        media: false,
     })
 }
 
@@ -260,6 +264,7 @@ struct Props {
     slots_total: Option<u32>,
     version: Option<String>,
     context_length: Option<u32>,
+    media: Option<bool>,
 }
 
 fn read_props(value: &Value) -> Result<Props, String> {
@@ -276,6 +281,10 @@ fn read_props(value: &Value) -> Result<Props, String> {
             .as_str()
             .map(|version| version.chars().take(128).collect()),
         context_length: number(&value["default_generation_settings"]["n_ctx"]).filter(|tokens| *tokens > 0),
+        // Each kind by name, such as {"vision": true, "audio": false}.
+        media: value["modalities"]
+            .as_object()
+            .map(|kinds| kinds.values().any(|takes| *takes == true)),
     })
 }
 
@@ -307,6 +316,7 @@ mod tests {
             id: id.to_owned(),
             aliases: aliases.iter().map(|alias| (*alias).to_owned()).collect(),
             context_length,
+            media: false,
         };
         let check = |value: Value, expect: Result<Vec<ModelInfo>, &str>| {
             assert_eq!(read_models(&value), expect.map_err(str::to_owned), "{value}");
@@ -339,6 +349,18 @@ mod tests {
             (props.version.as_deref(), props.context_length),
             (Some("b1"), Some(512))
         );
+        let media = |props: Value| read_props(&props).unwrap().media;
+        assert_eq!(media(json!({})), None);
+        assert_eq!(
+            media(json!({"modalities": {"vision": false, "audio": false}})),
+            Some(false)
+        );
+        assert_eq!(
+            media(json!({"modalities": {"vision": true, "audio": false}})),
+            Some(true)
+        );
+        assert_eq!(media(json!({"modalities": {"vision": "yes"}})), Some(false));
+        assert_eq!(media(json!({"modalities": "vision"})), None);
         assert!(read_props(&json!({"total_slots": 0})).is_err());
         assert!(read_props(&json!({"total_slots": 4_000_000_000_u64})).is_err());
         assert!(read_props(&json!("ok")).is_err());

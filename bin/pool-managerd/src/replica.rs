@@ -27,6 +27,10 @@ pub(crate) struct EngineTraits {
     pub dialects: Vec<Dialect>,
     /// Whether it notices a closed connection only on streams.
     pub cancel_on_stream_only: bool,
+    /// The pool's word on pictures and sound, which is above the engine's.
+    pub media: Option<bool>,
+    /// The recipe's word on them, for engines that do not tell.
+    pub media_of_recipe: bool,
     /// The engine's version, when it is known before the engine is asked.
     pub engine_version: Option<String>,
     /// The pool's word on slots: an upper bound when the engine tells its own number, the number when it does not.

@@ -3,6 +3,9 @@
 //! ```text
 //! signal ──▶ draining is reported ──▶ tasks finish, until the deadline ──▶ engines end ──▶ deregister ──▶ exit
 //! ```
+//!
+//! The server goes on until the engines have ended: whoever polls this node reads there that it drains, and a task that
+//! comes all the same is refused by the door. It has a [`Shutdown`] of its own for that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +32,9 @@ const KEYS: &str = "LLORCH_API_TOKEN, or POOL_MANAGERD_TLS_CERT, _KEY and _CA";
 
 /// Open connections may take this long to end, once no task runs any more.
 const END_MARGIN: Duration = Duration::from_secs(3);
+
+/// Whoever reads metrics needs few connections.
+const METRICS_CONNECTIONS_MAX: usize = 64;
 
 /// Why the daemon did not start, or how it ended.
 #[derive(Debug, thiserror::Error)]
@@ -118,19 +124,28 @@ pub async fn run(loaded: Loaded<Settings>) -> Result<(), DaemonError> {
         metrics,
         access,
         body_max_bytes: usize::try_from(settings.body_max_bytes).unwrap_or(usize::MAX),
+        body_timeout: settings.body_timeout_ms,
     });
     let address = listener.local_addr()?;
     let limits = Limits {
         connections_max: settings.connections_max,
+        first_request: settings.head_timeout_ms,
     };
-    spawn_server(&shutdown, listener, rooms.clone(), tls.clone(), limits);
+    let server = Shutdown::new();
+    let ended = server.clone();
+    // Ending before the signal is a fault, as for everything in the background.
+    shutdown.spawn("server", Kind::Background, async move { ended.stopped().await });
+    spawn_server(&server, listener, rooms.clone(), tls.clone(), limits);
     if let Some(listener) = metrics_listener {
         spawn_server(
-            &shutdown,
+            &server,
             listener,
             rooms,
             tls.clone(),
-            Limits { connections_max: 64 },
+            Limits {
+                connections_max: METRICS_CONNECTIONS_MAX,
+                ..limits
+            },
         );
     }
     if let Some(tls) = tls {
@@ -144,7 +159,7 @@ pub async fn run(loaded: Loaded<Settings>) -> Result<(), DaemonError> {
         callbacks.clone().follow(control.door().reports()),
     );
     follow_changes(&shutdown, &control, registration.as_ref());
-    end(node, registration, callbacks, &settings, &shutdown).await
+    end(node, registration, callbacks, &settings, (&shutdown, &server)).await
 }
 
 fn spawn_server(
@@ -168,7 +183,7 @@ async fn end(
     registration: Option<Arc<Registration>>,
     callbacks: Callbacks,
     settings: &Settings,
-    shutdown: &Shutdown,
+    (shutdown, server): (&Shutdown, &Shutdown),
 ) -> Result<(), DaemonError> {
     shutdown.stopped().await;
     let control = node.control();
@@ -188,6 +203,11 @@ async fn end(
     }
     // No task holds a slot any more, so what is left are connections whose other ends do not answer. They are dropped,
     // and nobody is told: nothing was lost.
+    server.stop();
+    tokio::select! {
+        _ = server.drain(END_MARGIN) => {}
+        () = shutdown.aborted() => drop(server.drain(Duration::ZERO).await),
+    }
     shutdown.drain(END_MARGIN).await;
     shutdown.outcome(Drained::Clean)?;
     if left > 0 {
@@ -228,6 +248,7 @@ fn node_config(
             tls,
         },
         observe_handoff: handoffs.observer(),
+        agents: settings.agents.config(&[]),
         ..NodeConfig::new(pools, settings.engine_settings())
     })
 }

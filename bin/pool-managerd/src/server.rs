@@ -3,12 +3,15 @@
 //! HTTP/1.1 and HTTP/2 on one port, by ALPN with TLS and by the preface without. Everything but `/health` wants the
 //! token or, with TLS, a client certificate of the CA, where these are set.
 
+mod agents;
 mod answer;
 mod connection;
 mod door;
 mod pools;
+mod read;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use daemon::metrics::Metrics;
 use daemon::secret::Secret;
@@ -16,14 +19,14 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
 use node_registration::Reporter;
-use pool_registry_types::DOOR_PREFIX;
+use pool_registry_types::{AGENTS_PREFIX, DOOR_PREFIX};
 use task_api::ErrorCode;
 
 use crate::callbacks::Callbacks;
 use crate::node::NodeControl;
 use crate::settings::NodeIdentity;
 pub(crate) use answer::ServerBody;
-use answer::{error, json, text};
+use answer::{error, json, text, wrong_method};
 pub(crate) use connection::{Limits, serve};
 
 /// What the rooms need.
@@ -42,6 +45,8 @@ pub(crate) struct Rooms {
     pub(crate) access: Access,
     /// The longest request body.
     pub(crate) body_max_bytes: usize,
+    /// How long a request's body may take to arrive.
+    pub(crate) body_timeout: Duration,
 }
 
 /// Who may come in.
@@ -78,6 +83,16 @@ impl Rooms {
         request: Request<Incoming>,
         certified: bool,
     ) -> Response<ServerBody> {
+        let is_head = request.method() == Method::HEAD;
+        let response = self.room(request, certified).await;
+        if is_head {
+            answer::without_body(response)
+        } else {
+            response
+        }
+    }
+
+    async fn room(self: Arc<Self>, request: Request<Incoming>, certified: bool) -> Response<ServerBody> {
         let uri = request.uri().clone();
         let path = uri.path();
         if path == "/health" {
@@ -94,32 +109,42 @@ impl Rooms {
             let to = door::Destination::parse(rest, uri.query());
             return door::pass(&self, to, request).await;
         }
+        if let Some(rest) = path
+            .strip_prefix(AGENTS_PREFIX)
+            .and_then(|rest| rest.strip_prefix('/'))
+        {
+            return agents::answer(&self, rest, request).await;
+        }
         let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-        let method = request.method().clone();
+        let method = asked_as(request.method());
         match (&method, segments.as_slice()) {
             (&Method::GET, ["metrics"]) => text(daemon::metrics::CONTENT_TYPE, self.metrics.text()),
+            (_, ["metrics"]) => wrong_method("GET, HEAD"),
             (&Method::GET, ["v2", "pools"]) => pools::list(&self),
+            (_, ["v2", "pools"]) => wrong_method("GET, HEAD"),
             (&Method::GET, ["v2", "pools", id]) => pools::show(&self, id),
+            (_, ["v2", "pools", _]) => wrong_method("GET, HEAD"),
             (&Method::GET, ["v2", "pools", id, "status"]) => pools::status(&self, id),
+            (_, ["v2", "pools", _, "status"]) => wrong_method("GET, HEAD"),
             (&Method::POST, ["v2", "pools", id, "drain"]) => pools::drain(&self, id, request).await,
             (&Method::DELETE, ["v2", "pools", id, "drain"]) => pools::undrain(&self, id).await,
+            (_, ["v2", "pools", _, "drain"]) => wrong_method("POST, DELETE"),
             (&Method::POST, ["v2", "pools", id, "reload"]) => pools::reload(&self, id).await,
+            (_, ["v2", "pools", _, "reload"]) => wrong_method("POST"),
             (&Method::POST, ["v2", "callbacks", "register"]) => {
                 pools::register_callback(&self, request).await
             }
+            (_, ["v2", "callbacks", "register"]) => wrong_method("POST"),
             _ => error(
                 ErrorCode::NotFound,
-                format!("there is no {method} {path} on a node"),
+                format!("there is nothing at {path} on a node"),
             ),
         }
     }
 
     fn health(&self, method: &Method) -> Response<ServerBody> {
-        if method != Method::GET && method != Method::HEAD {
-            return error(
-                ErrorCode::NotFound,
-                format!("there is no {method} /health on a node"),
-            );
+        if asked_as(method) != Method::GET {
+            return wrong_method("GET, HEAD");
         }
         let state = if self.control.is_draining() {
             "draining"
@@ -134,6 +159,14 @@ impl Rooms {
                 "version": env!("CARGO_PKG_VERSION"),
             }),
         )
+    }
+}
+
+/// A HEAD asks for what a GET would give, without the body.
+fn asked_as(method: &Method) -> Method {
+    match method {
+        &Method::HEAD => Method::GET,
+        other => other.clone(),
     }
 }
 

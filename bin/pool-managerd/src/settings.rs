@@ -9,6 +9,7 @@ use daemon::secret::Secret;
 use daemon::telemetry::TelemetrySettings;
 use pool_registry_types::{MachineId, NodeId, PoolId};
 
+use crate::agents::AgentsSettings;
 use crate::fleet::Launch;
 use crate::machine::host_name;
 use crate::pools::PoolSettings;
@@ -125,26 +126,37 @@ pub struct Settings {
     pub engine_provisioner: Option<PathBuf>,
 
     /// How many connections may be open at once
-    #[arg(
-        long,
-        env = "POOL_MANAGERD_CONNECTIONS_MAX",
-        value_name = "N",
-        default_value = "10000"
-    )]
+    #[arg(long, env = "POOL_MANAGERD_CONNECTIONS_MAX", value_name = "N", default_value = "10000",
+          value_parser = config::whole::<1, 1_000_000>)]
     pub connections_max: usize,
 
     /// The longest request body
     #[arg(long, env = "POOL_MANAGERD_BODY_MAX_BYTES", value_name = "BYTES", default_value = "64MiB",
-          value_parser = config::bytes)]
+          value_parser = config::some_bytes)]
     pub body_max_bytes: u64,
 
+    /// How long a connection may take to bring its first request, TLS included
+    #[arg(long, env = "POOL_MANAGERD_HEAD_TIMEOUT_MS", value_name = "MS", default_value = "15000",
+          value_parser = config::milliseconds)]
+    pub head_timeout_ms: Duration,
+
+    /// How long a control plane may take to send the body of a request
+    #[arg(long, env = "POOL_MANAGERD_BODY_TIMEOUT_MS", value_name = "MS", default_value = "60000",
+          value_parser = config::milliseconds)]
+    pub body_timeout_ms: Duration,
+
     /// Worker threads; 0 stands for one per processor, four at the most
-    #[arg(long, env = "POOL_MANAGERD_WORKERS", value_name = "N", default_value = "0")]
+    #[arg(long, env = "POOL_MANAGERD_WORKERS", value_name = "N", default_value = "0",
+          value_parser = config::whole::<0, 64>)]
     pub workers: usize,
 
     /// A port of its own for /metrics, on the same address
     #[arg(long, env = "PROMETHEUS_METRICS_PORT", value_name = "PORT")]
     pub metrics_port: Option<u16>,
+
+    /// Agents: their sandboxes and homes
+    #[command(flatten)]
+    pub agents: AgentsSettings,
 
     /// Engines: where they are got and kept
     #[command(flatten)]
@@ -200,6 +212,14 @@ impl Settings {
             if let Err(error) = url.parse::<upstream::Origin>() {
                 return Err(wrong("orchestratord_url", &error.to_string()));
             }
+        }
+        let callback_url = self.orchestratord_callback_url.as_deref();
+        if let Some(Err(error)) = callback_url.map(str::parse::<upstream::Origin>) {
+            return Err(wrong("orchestratord_callback_url", &error.to_string()));
+        }
+        if self.api_token.as_ref().is_some_and(|token| !token.fits_header()) {
+            let text = "is not right; a token has visible ASCII characters and no spaces";
+            return Err(wrong("api_token", text));
         }
         let scheme = if self.tls_cert.is_some() { "https" } else { "http" };
         let address = match &self.address {
@@ -266,7 +286,7 @@ impl Settings {
     pub fn worker_count(&self) -> usize {
         match self.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from).min(4),
-            count => count.min(64),
+            count => count,
         }
     }
 }
@@ -327,7 +347,7 @@ mod tests {
                     .identity()
                     .map(|_| ())
                     .and_then(|()| settings.pool_settings(&file).map(|_| ()))
-                    .unwrap_err()
+                    .expect_err(&format!("{environment:?} is wrong"))
                     .to_string(),
                 Err(problem) => problem,
             };
@@ -346,5 +366,22 @@ mod tests {
             "did you mean POOL_MANAGERD_ADDR",
         );
         check(&[("POOL_MANAGERD_POOLS", "p")], "POOL_MANAGERD_POOLS");
+        for (name, value, right) in [
+            (
+                "POOL_MANAGERD_ORCHESTRATORD_CALLBACK_URL",
+                "here",
+                "http or https",
+            ),
+            ("POOL_MANAGERD_CONNECTIONS_MAX", "0", "from 1 to"),
+            ("POOL_MANAGERD_WORKERS", "65", "from 0 to 64"),
+            ("POOL_MANAGERD_BODY_MAX_BYTES", "0", "at least 1"),
+            ("LLORCH_API_TOKEN", "a b", "no spaces"),
+            ("ENGINE_PROVISIONER_GPU_MASK", "gpu0", "numbers between commas"),
+            ("HF_ENDPOINT", "hub", "http"),
+            ("REMUDA_LOG", "inof", "info"),
+        ] {
+            check(&[(name, value)], name);
+            check(&[(name, value)], right);
+        }
     }
 }

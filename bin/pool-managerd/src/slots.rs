@@ -16,9 +16,10 @@
 //! - each lease leaves the ledger exactly once, so none leaks: after all have ended, `free == total`;
 //! - `total` may shrink below the leases that are out; then nothing is granted until enough have ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use foldhash::fast::FixedState;
 use pool_registry_types::ControlPlaneId;
 
 /// How long a slot is kept for an engine that still works on a task whose caller has left. Past it the slot counts as
@@ -33,7 +34,7 @@ const BEGIN_MAX: Duration = Duration::from_millis(25);
 const NOBODY: &str = "nobody";
 
 /// Names one lease within its ledger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct LeaseId(u64);
 
 /// Whether a replica takes tasks.
@@ -74,13 +75,12 @@ pub(crate) struct Slots {
     gate: Gate,
     /// Whether the engine can be asked how many of its slots are busy.
     engine_tells: bool,
-    leases: Vec<Lease>,
+    leases: HashMap<LeaseId, Lease, FixedState>,
     next_id: u64,
 }
 
 #[derive(Debug)]
 struct Lease {
-    id: LeaseId,
     holder: ControlPlaneId,
     phase: Phase,
 }
@@ -98,7 +98,7 @@ impl Slots {
             total: 0,
             gate: Gate::NotReady,
             engine_tells: false,
-            leases: Vec::new(),
+            leases: HashMap::default(),
             next_id: 0,
         }
     }
@@ -119,35 +119,30 @@ impl Slots {
             since: now,
             answered: false,
         };
-        self.leases.push(Lease {
-            id,
-            holder: holder.clone(),
-            phase,
-        });
+        let holder = holder.clone();
+        self.leases.insert(id, Lease { holder, phase });
         Ok(id)
     }
 
     /// Notes that the engine has begun to answer, and so surely works on the task.
     pub(crate) fn answered(&mut self, id: LeaseId) {
-        for lease in &mut self.leases {
-            if lease.id == id
-                && let Phase::Active { answered, .. } = &mut lease.phase
-            {
-                *answered = true;
-            }
+        if let Some(lease) = self.leases.get_mut(&id)
+            && let Phase::Active { answered, .. } = &mut lease.phase
+        {
+            *answered = true;
         }
     }
 
     /// Ends a lease. True when the engine has to be asked before the slot is free. Ending it again does nothing.
     pub(crate) fn end(&mut self, now: Instant, id: LeaseId, end: End) -> bool {
-        let Some(at) = self.leases.iter().position(|lease| lease.id == id) else {
+        let Some(lease) = self.leases.get_mut(&id) else {
             return false;
         };
         let ask = end == End::Abandoned && self.engine_tells && self.gate != Gate::NotReady;
         if !ask {
-            self.leases.swap_remove(at);
-        } else if matches!(self.leases[at].phase, Phase::Active { .. }) {
-            self.leases[at].phase = Phase::Settling { since: now };
+            self.leases.remove(&id);
+        } else if matches!(lease.phase, Phase::Active { .. }) {
+            lease.phase = Phase::Settling { since: now };
         }
         ask
     }
@@ -157,7 +152,7 @@ impl Slots {
     /// Of the busy ones, those that surely belong to leases that go on are taken away; what is left may be tasks whose
     /// callers have left. A lease so young that the engine may not have begun with it is not counted as going on.
     pub(crate) fn engine_says(&mut self, now: Instant, busy: u32) {
-        let sure = self.leases.iter().filter(|lease| match lease.phase {
+        let sure = self.leases.values().filter(|lease| match lease.phase {
             Phase::Active { since, answered } => {
                 answered || now.saturating_duration_since(since) >= BEGIN_MAX
             }
@@ -165,7 +160,7 @@ impl Slots {
         });
         let left = (busy as usize).saturating_sub(sure.count());
         let mut excess = self.settling().saturating_sub(left);
-        self.leases.retain(|lease| {
+        self.leases.retain(|_, lease| {
             let free = excess > 0 && matches!(lease.phase, Phase::Settling { .. });
             excess -= usize::from(free);
             !free
@@ -180,11 +175,9 @@ impl Slots {
         for _ in 0..unheld {
             let id = LeaseId(self.next_id);
             self.next_id += 1;
-            self.leases.push(Lease {
-                id,
-                holder: holder.clone(),
-                phase: Phase::Settling { since: now },
-            });
+            let phase = Phase::Settling { since: now };
+            let holder = holder.clone();
+            self.leases.insert(id, Lease { holder, phase });
         }
         unheld
     }
@@ -192,7 +185,7 @@ impl Slots {
     /// Frees what has settled for longer than [`SETTLE_MAX`]. How many.
     pub(crate) fn expire(&mut self, now: Instant) -> usize {
         let before = self.leases.len();
-        self.leases.retain(|lease| match lease.phase {
+        self.leases.retain(|_, lease| match lease.phase {
             Phase::Active { .. } => true,
             Phase::Settling { since } => now.saturating_duration_since(since) < SETTLE_MAX,
         });
@@ -202,7 +195,7 @@ impl Slots {
     /// Frees what waits for the engine's word: there is no engine any more.
     pub(crate) fn engine_gone(&mut self) {
         self.leases
-            .retain(|lease| matches!(lease.phase, Phase::Active { .. }));
+            .retain(|_, lease| matches!(lease.phase, Phase::Active { .. }));
     }
 
     /// Opens or closes the replica for new tasks. An engine that stopped answering owes no word about its slots.
@@ -249,7 +242,7 @@ impl Slots {
     /// Leases that wait for the engine's word.
     pub(crate) fn settling(&self) -> usize {
         self.leases
-            .iter()
+            .values()
             .filter(|lease| matches!(lease.phase, Phase::Settling { .. }))
             .count()
     }
@@ -257,7 +250,7 @@ impl Slots {
     /// Leases by who holds them.
     pub(crate) fn by_holder(&self) -> BTreeMap<ControlPlaneId, u32> {
         let mut holders = BTreeMap::new();
-        for lease in &self.leases {
+        for lease in self.leases.values() {
             *holders.entry(lease.holder.clone()).or_default() += 1;
         }
         holders

@@ -110,6 +110,8 @@ fn of_handoff(handoff: &Handoff, pool: Option<&Pool>, recipe: &Recipe) -> Result
         engine: handoff.engine.clone(),
         dialects: same.map_or_else(|| recipe.dialects.clone(), |pool| pool.dialects.clone()),
         cancel_on_stream_only: recipe.cancel_on_stream_only,
+        media: pool.and_then(|pool| pool.media),
+        media_of_recipe: recipe.media,
         engine_version: Some(handoff.engine_version.clone()).filter(|version| !version.is_empty()),
         slots: handoff.slots.or(pool.and_then(|pool| pool.slots)),
         model_aliases: pool.map(|pool| pool.aliases.clone()).unwrap_or_default(),
@@ -138,6 +140,8 @@ fn of_settings(pool: &Pool, origin: &Origin, key: Option<&HeaderValue>) -> Sourc
         engine: pool.recipe.name.clone(),
         dialects: pool.dialects.clone(),
         cancel_on_stream_only: pool.recipe.cancel_on_stream_only,
+        media: pool.media,
+        media_of_recipe: pool.recipe.media,
         engine_version: None,
         slots: pool.slots,
         model_aliases: pool.aliases.clone(),
@@ -161,6 +165,7 @@ fn of_settings(pool: &Pool, origin: &Origin, key: Option<&HeaderValue>) -> Sourc
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agents::AgentsConfig;
     use crate::pools::{PoolSettings, check_pools};
 
     fn set(text: &str) -> HandoffSet {
@@ -234,7 +239,7 @@ mod tests {
         settings.embeddings = true;
         settings.aliases = vec!["small".to_owned()];
         settings.gpus = Some(vec![1]);
-        let pools = check_pools(vec![settings], None).unwrap();
+        let (pools, _) = check_pools(vec![settings], None, &AgentsConfig::default()).unwrap();
         let traits = one(&file("http://localhost:1", ""), &pools).unwrap().traits;
         assert_eq!((traits.slots, traits.gpus), (Some(6), Some(vec![1])));
         assert_eq!(traits.model_aliases, ["small"]);

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use crate::commands::{bench, certs, chat, completions, doctor, keys, models, nodes, pools, run, tasks, up};
+use crate::commands::{
+    bench, certs, chat, completions, doctor, keys, login, models, nodes, pools, run, tasks, up,
+};
 use crate::failure::Exit;
 
 /// Keeps models ready on your own machines and sends work to them
@@ -17,6 +19,7 @@ use crate::failure::Exit;
     subcommand_required = true,
     after_help = "First steps:\n  \
         remuda run \"3*67\"        ask the demo model once\n  \
+        remuda run --agent claude --model local:demo \"3*67\"\n                                 the same by a coding agent in a sandbox\n  \
         remuda up                keep it running for every OpenAI or Anthropic client\n  \
         remuda doctor            see what is missing on this machine\n\n\
         Exit codes:\n  0 done, 1 failed, 64 typed or set wrong, 66 no such thing, 69 no control plane answers,\n  \
@@ -32,6 +35,7 @@ pub(crate) enum Command {
     Run(run::Arguments),
     Up(up::Arguments),
     Chat(chat::Arguments),
+    Login(login::Arguments),
     Models(models::Arguments),
     Nodes(nodes::Arguments),
     Pools(pools::Arguments),

@@ -80,9 +80,7 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(address: &str, api_key: Option<&str>, ca: Option<&PathBuf>) -> Result<Self> {
         let base = parse_address(address)?;
-        let mut builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true);
+        let mut builder = builder();
         if is_loopback(&base) {
             // A proxy from the environment cannot reach this machine's own loopback.
             builder = builder.no_proxy();
@@ -101,6 +99,16 @@ impl Client {
             http,
             base,
             api_key: api_key.map(str::to_owned),
+        })
+    }
+
+    /// For the control plane in this very process, which need not prove who it is.
+    pub(crate) fn to_ourselves(address: &str) -> Result<Self> {
+        let builder = builder().no_proxy().tls_danger_accept_invalid_certs(true);
+        Ok(Self {
+            http: builder.build().context("preparing the HTTP client")?,
+            base: parse_address(address)?,
+            api_key: None,
         })
     }
 
@@ -189,6 +197,12 @@ impl Client {
     }
 }
 
+fn builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+}
+
 /// A stream of events.
 #[derive(Debug)]
 pub(crate) struct Events {
@@ -263,6 +277,15 @@ fn unreachable(error: &reqwest::Error, address: &str) -> Failure {
     if error.is_timeout() {
         return Failure::new(Exit::Unreachable, format!("{address} did not answer in time"))
             .hint("is it the right address, and is the machine up?");
+    }
+    let sides = daemon::tls::Sides {
+        us: "command",
+        them: "control plane",
+    };
+    if let Some(refusal) = daemon::tls::explain(error, sides) {
+        return Failure::new(Exit::Unreachable, format!("no TLS with {address}: {refusal}")).hint(
+            "say which CA signs its certificate with --ca or REMUDA_CA (ca.pem of `remuda certs init`)",
+        );
     }
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {

@@ -1,11 +1,13 @@
 //! One file per command; what they share stands here.
 
+pub(crate) mod agent;
 pub(crate) mod bench;
 pub(crate) mod certs;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod keys;
+pub(crate) mod login;
 pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod pools;
@@ -17,6 +19,7 @@ use std::future::Future;
 use std::io::IsTerminal as _;
 
 use anyhow::{Context as _, Result};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Cli, Command};
 use crate::failure::{Exit, Failure};
@@ -26,6 +29,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Run(arguments) => block_on(run::run(arguments)),
         Command::Up(arguments) => block_on(up::run(arguments)),
+        Command::Login(arguments) => block_on(login::run(arguments)),
         Command::Chat(arguments) => block_on(chat::run(arguments)),
         Command::Models(arguments) => block_on(models::run(arguments)),
         Command::Nodes(arguments) => block_on(nodes::run(arguments)),
@@ -53,19 +57,18 @@ pub(crate) async fn interruptible<T>(command: impl Future<Output = Result<T>>) -
     }
 }
 
-/// Waits for Ctrl-C or SIGTERM.
-async fn told_to_end() {
-    let ctrl_c = tokio::signal::ctrl_c();
-    #[cfg(unix)]
-    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        tokio::select! {
-            _ = ctrl_c => {}
-            _ = terminate.recv() => {}
-        }
-        return;
+/// Waits for Ctrl-C, SIGTERM, or the end of the terminal.
+pub(crate) async fn told_to_end() {
+    // A signal that cannot be heard ends the process by itself.
+    let hear = async |kind: SignalKind| match signal(kind) {
+        Ok(mut heard) => drop(heard.recv().await),
+        Err(_) => std::future::pending().await,
+    };
+    tokio::select! {
+        () = hear(SignalKind::interrupt()) => {}
+        () = hear(SignalKind::terminate()) => {}
+        () = hear(SignalKind::hangup()), if !daemon::shutdown::hangup_is_ignored() => {}
     }
-    // A Ctrl-C that cannot be heard ends the process by itself.
-    let _ = ctrl_c.await;
 }
 
 /// Asks for a yes on a terminal; without one there is nobody to ask, and `--yes` is needed.

@@ -15,7 +15,7 @@ use daemon::telemetry::Telemetry;
 use engine_provisioner::{EngineStatus, Phase};
 use orchestratord::{ControlPlane, LocalNode, Settings};
 use pool_managerd::{Launch, Node, NodeConfig, NodeHandle, PoolSettings, StartError};
-use pool_registry_types::NodeId;
+use pool_registry_types::{NodeId, PoolKind};
 use serde_json::json;
 
 use crate::client::Client;
@@ -41,6 +41,8 @@ const HANDOFF_DIR_DEFAULT: &str = ".runtime/engines";
 pub(crate) struct Wanted {
     /// The model; the settings' pools, or else the demo model, without one.
     pub(crate) model: Option<String>,
+    /// An agent whose pool is wanted; then there is an engine only when a model is named.
+    pub(crate) agent: Option<String>,
     /// How many tasks the engine takes at once.
     pub(crate) slots: Option<u32>,
     /// Flags for the settings.
@@ -56,8 +58,14 @@ pub(crate) struct Local {
     shutdown: Shutdown,
     telemetry: Option<Telemetry>,
     scheme: &'static str,
+    /// The CA that the settings name, by which clients may believe it.
+    pub(crate) ca: Option<PathBuf>,
     /// Whether the demo model is what answers.
     pub(crate) is_demo: bool,
+    /// Whether there is an engine to wait for.
+    has_engines: bool,
+    /// The agent to wait for.
+    agent: Option<String>,
 }
 
 impl Local {
@@ -68,6 +76,9 @@ impl Local {
         let telemetry = init_logs(&mut settings, wanted.for_one_run)?;
         daemon::core_dumps::switch_off();
         daemon::open_files::raise_limit();
+        if wanted.for_one_run {
+            settings.agents_url = None;
+        }
         let from_settings = match wanted.for_one_run || wanted.model.is_some() {
             true => Vec::new(),
             false => loaded
@@ -77,12 +88,21 @@ impl Local {
         };
         let is_demo =
             from_settings.is_empty() && wanted.model.as_deref().is_none_or(|model| model == demo::NAME);
-        let pools = match from_settings.is_empty() {
-            true => vec![pool(wanted, is_demo, &settings.engines.cache_dir())?],
-            false => from_settings,
+        let pools = match (from_settings.is_empty(), &wanted.agent) {
+            (true, Some(agent)) => {
+                let mut pools = vec![agent_pool(agent)?];
+                if wanted.model.is_some() {
+                    pools.push(pool(wanted, is_demo, &settings.engines.cache_dir())?);
+                }
+                pools
+            }
+            (true, None) => vec![pool(wanted, is_demo, &settings.engines.cache_dir())?],
+            (false, _) => from_settings,
         };
+        let has_engines = pools.iter().any(|pool| pool.kind == PoolKind::Engine);
+        let agent = pools.iter().find_map(|pool| pool.agent.clone());
 
-        let (node, directory) = start_node(&settings, pools)?;
+        let (node, directory) = start_node(&settings, pools, wanted.for_one_run)?;
         settings.cloud_profile = false;
         if wanted.for_one_run {
             for_one_run(&mut settings, &directory);
@@ -92,6 +112,7 @@ impl Local {
         } else {
             "http"
         };
+        let ca = settings.tls_ca.clone().filter(|_| scheme == "https");
         let shutdown = Shutdown::new();
         let local = LocalNode {
             node_id: node_id(),
@@ -104,8 +125,19 @@ impl Local {
             shutdown,
             telemetry,
             scheme,
+            ca,
             is_demo,
+            has_engines,
+            agent,
         })
+    }
+
+    /// The same for one agent, whose CLI is installed first, and that is shown.
+    pub(crate) async fn start_with_agent(wanted: &Wanted, shown: &Shown) -> Result<Self> {
+        if let Some(agent) = &wanted.agent {
+            crate::agents::install(agent, wanted, shown).await?;
+        }
+        Self::start(wanted)
     }
 
     /// Where it listens, for people and clients.
@@ -117,8 +149,8 @@ impl Local {
         format!("{}://{addr}", self.scheme)
     }
 
-    pub(crate) fn client(&self, api_key: Option<&str>) -> Result<Client> {
-        Client::new(&self.url(), api_key, None)
+    pub(crate) fn client(&self) -> Result<Client> {
+        Client::to_ourselves(&self.url())
     }
 
     pub(crate) fn shutdown(&self) -> &Shutdown {
@@ -133,7 +165,10 @@ impl Local {
         mut on_failure: impl FnMut(&EngineStatus) -> Result<()>,
     ) -> Result<()> {
         let engines = self.node.engines();
-        while !self.control_plane.serves(None) {
+        while !self.is_ready() {
+            if let Some(problem) = self.agents_problem() {
+                return Err(problem.into());
+            }
             let statuses: Vec<EngineStatus> = engines.borrow().values().cloned().collect();
             for status in statuses {
                 if let Some(step) = &status.progress {
@@ -147,6 +182,28 @@ impl Local {
         }
         shown.clear();
         Ok(())
+    }
+
+    fn is_ready(&self) -> bool {
+        match &self.agent {
+            Some(agent) if !self.has_engines => self.control_plane.has_agent(agent),
+            // A person who has named one waits for both.
+            Some(agent) => self.control_plane.serves(None) && self.control_plane.has_agent(agent),
+            None => self.control_plane.serves(None),
+        }
+    }
+
+    /// What keeps the agent's pool from being ready.
+    fn agents_problem(&self) -> Option<Failure> {
+        let pools = self.node.door().snapshot();
+        let pool = pools
+            .into_iter()
+            .find(|pool| pool.kind == PoolKind::Agent && !pool.ready)?;
+        let problem = pool.last_error?;
+        Some(
+            Failure::new(Exit::Failed, format!("the agent cannot be started: {problem}"))
+                .hint("`remuda doctor` says what is missing"),
+        )
     }
 
     /// Waits until somebody asks for the end, then finishes what runs and ends the engine.
@@ -220,9 +277,25 @@ fn pool(wanted: &Wanted, is_demo: bool, cache: &Path) -> Result<PoolSettings> {
     serde_json::from_value(pool).context("the settings of a pool")
 }
 
+/// The pool of an agent that was named.
+fn agent_pool(agent: &str) -> Result<PoolSettings> {
+    let pool = json!({"id": agent, "kind": "agent", "agent": agent, "warm": 1});
+    serde_json::from_value(pool)
+        .map_err(|_| Failure::new(Exit::Usage, format!("{agent:?} is no name of an agent")).into())
+}
+
 /// Starts the node in the directory that the settings name, or in the first of ours that nobody has.
-fn start_node(settings: &Settings, pools: Vec<PoolSettings>) -> Result<(NodeHandle, PathBuf)> {
+fn start_node(
+    settings: &Settings,
+    pools: Vec<PoolSettings>,
+    for_one_run: bool,
+) -> Result<(NodeHandle, PathBuf)> {
+    let has_agents = pools.iter().any(|pool| pool.kind == PoolKind::Agent);
     let mut config = NodeConfig::new(pools, settings.engines.clone());
+    config.agents = settings.agents.config(&[crate::INIT_ARGUMENT]);
+    if for_one_run && has_agents {
+        crate::agents::share_homes(&mut config.agents)?;
+    }
     if config.engines.handoff_dir != Path::new(HANDOFF_DIR_DEFAULT) {
         let directory = config.engines.handoff_dir.clone();
         return Ok((Node::start(config, Launch::InProcess)?, directory));
@@ -232,6 +305,9 @@ fn start_node(settings: &Settings, pools: Vec<PoolSettings>) -> Result<(NodeHand
     for number in 0..RUNS_MAX {
         let directory = base.join(number.to_string());
         config.engines.handoff_dir = directory.join("engines");
+        if for_one_run {
+            config.agents.directory = directory.join("agents");
+        }
         match Node::start(config.clone(), Launch::InProcess) {
             Err(StartError::Taken { .. }) => {}
             started => return Ok((started?, directory)),

@@ -20,6 +20,9 @@ const CASES: &[&[&str]] = &[
     &["completions", "cmd"],
     &["certs", "issue"],
     &["models"],
+    &["models", "pull", "ftp://x/m"],
+    &["tasks", "list", "--limit", "0"],
+    &["run", "hi", "--max-tokens", "0"],
 ];
 
 /// `REMUDA_UPDATE_DOCS=1 cargo test -p remuda` writes the file anew.

@@ -60,6 +60,17 @@ pub(crate) fn garbage_body(stream: bool) -> Vec<u8> {
     )
 }
 
+/// A message that has come whole, as the first chunk of a body that does not say so.
+pub(crate) fn never_ended(message: &[u8]) -> Vec<u8> {
+    let body = memchr::memmem::find(message, b"\r\n\r\n").map_or(0, |end| end + 4);
+    let mut open =
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
+    write!(open, "{:x}\r\n", message.len() - body).expect("a Vec takes every write");
+    open.extend_from_slice(&message[body..]);
+    open.extend_from_slice(b"\r\n");
+    open
+}
+
 /// The whole answer to a chat; without `chunks` one of about 600 bytes.
 pub(crate) fn whole(model: &str, chunks: Option<u32>) -> Vec<u8> {
     let (text, tokens) = text(chunks);

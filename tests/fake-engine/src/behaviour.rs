@@ -44,6 +44,8 @@ pub enum Failure {
     Die,
     /// `no_done`: the body ends as HTTP wants it, but before the dialect's own last event.
     NoDone,
+    /// `open`: everything comes, up to the last event or the last byte of the answer, and the body is never ended.
+    Open,
     /// `error`: status 500.
     Error,
     /// `loading`: status 503, as an engine that still loads its model.
@@ -54,11 +56,11 @@ pub enum Failure {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "{0:?} is no behaviour; words are chunks=N interval_ms=N first_byte_ms=N after=N everywhere=1 deaf=1 and \
-     fail=never|garbage|garbage_body|stall|cut|die|no_done|error|loading"
+     fail=never|garbage|garbage_body|stall|cut|die|no_done|open|error|loading"
 )]
 pub struct BehaviourError(String);
 
-const FAILURES: [(&str, Failure); 9] = [
+const FAILURES: [(&str, Failure); 10] = [
     ("never", Failure::Never),
     // The longer word first: words are compared by how the text begins.
     ("garbage_body", Failure::GarbageBody),
@@ -67,6 +69,7 @@ const FAILURES: [(&str, Failure); 9] = [
     ("cut", Failure::Cut),
     ("die", Failure::Die),
     ("no_done", Failure::NoDone),
+    ("open", Failure::Open),
     ("error", Failure::Error),
     ("loading", Failure::Loading),
 ];

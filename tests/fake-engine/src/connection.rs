@@ -220,7 +220,7 @@ impl<'a> Connection<'a> {
                 self.stream.write_all(&message).await?;
                 Ok(Some(Next::Keep))
             }
-            Failure::Stall | Failure::Cut | Failure::Die | Failure::NoDone => Ok(None),
+            Failure::Stall | Failure::Cut | Failure::Die | Failure::NoDone | Failure::Open => Ok(None),
         }
     }
 
@@ -256,6 +256,11 @@ impl<'a> Connection<'a> {
                 }
                 Ok((Next::Close, Ending::Failed))
             }
+            Some(Failure::Open) => {
+                self.stream.write_all(&answer::never_ended(message)).await?;
+                self.input.client_gone(self.stream).await;
+                Ok((Next::Close, Ending::Failed))
+            }
             _ => {
                 self.stream.write_all(message).await?;
                 Ok((Next::Keep, Ending::Completed))
@@ -282,6 +287,7 @@ impl<'a> Connection<'a> {
                 }
             }
             if let Some(failure) = behaviour.failure
+                && failure != Failure::Open
                 && index == behaviour.after
             {
                 answer::event(&mut out, endpoint, &self.shared.model, index);
@@ -293,6 +299,11 @@ impl<'a> Connection<'a> {
             out.clear();
         }
         answer::last_events(&mut out, endpoint, &self.shared.model, chunks, with_usage);
+        if behaviour.failure == Some(Failure::Open) {
+            self.stream.write_all(&out).await?;
+            self.input.client_gone(self.stream).await;
+            return Ok((Next::Close, Ending::Failed));
+        }
         out.extend_from_slice(answer::STREAM_END);
         self.stream.write_all(&out).await?;
         Ok((Next::Keep, Ending::Completed))

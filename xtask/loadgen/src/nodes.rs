@@ -79,6 +79,7 @@ impl Node {
             // Nobody listens there, and nobody is to be sent there.
             address: format!("http://127.0.0.1:{}", 1 + index % 1000),
             pools: pools.clone(),
+            draining: false,
             capabilities: Capabilities::default(),
             version: "0".to_owned(),
             incarnation: "1".to_owned(),
@@ -134,6 +135,7 @@ fn pool(index: u32) -> Result<PoolReport> {
             id: "fake".to_owned(),
             aliases: Vec::new(),
             context_length: Some(4096),
+            media: false,
         }],
         dialects: vec![Dialect::ChatCompletions, Dialect::Completions],
         cancel_on_stream_only: true,

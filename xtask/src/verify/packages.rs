@@ -28,6 +28,12 @@ const NEEDS: &[Need] = &[
     need("faketime", "faketime", "a clock that jumps"),
     need("mount", "mount", "a disk that is full"),
     need("setpriv", "util-linux", "clients that refuse to run as root"),
+    need("curl", "curl", "README's tour"),
+    need("jq", "jq", "README's tour"),
+    need("script", "bsdutils", "README's tour"),
+    need("bwrap", "bubblewrap", "sandboxes by bubblewrap"),
+    need("dockerd", "docker.io", "sandboxes by Docker"),
+    need("debootstrap", "debootstrap", "the file system of agent images"),
     need("node", "nodejs", "clients and CLIs from npm"),
     need("npm", "npm", "clients and CLIs from npm"),
     need(

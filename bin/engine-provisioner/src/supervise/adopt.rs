@@ -1,6 +1,5 @@
 //! While another provisioner keeps the replica: watching what is there instead of doing anything.
 
-use std::path::Path;
 use std::time::Duration;
 
 use pool_registry_types::Handoff;
@@ -113,7 +112,7 @@ async fn look(supervision: &Supervision) -> Result<Handoff, String> {
 ///
 /// On Linux the kernel has killed it with its keeper already; this is for systems where it does not.
 async fn clear_away(supervision: &Supervision) {
-    remove_temporary_files(&supervision.settings.handoff_dir);
+    remove_temporary_files(supervision);
     let Some(handoff) = read_handoff(supervision) else {
         return;
     };
@@ -139,14 +138,20 @@ async fn clear_away(supervision: &Supervision) {
     }
 }
 
-/// Removes what provisioners that were killed in the middle of writing left. Nobody writes for as long as a minute.
-fn remove_temporary_files(handoff_dir: &Path) {
-    for directory in [handoff_dir.to_owned(), state_dir(handoff_dir)] {
+/// Removes what provisioners that were killed in the middle of writing left: those of this replica at once, because
+/// nobody else writes for it now, and those of others that are old: nobody writes for as long as a minute.
+fn remove_temporary_files(supervision: &Supervision) {
+    let (handoff_dir, spec) = (&supervision.settings.handoff_dir, &supervision.spec);
+    handoff_watcher::remove_halves(handoff_dir, &spec.pool_id, &spec.replica_id);
+    let ours = format!(".{}_{}.", spec.pool_id, spec.replica_id);
+    for directory in [handoff_dir.clone(), state_dir(handoff_dir)] {
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            let temporary = entry.file_name().as_encoded_bytes().starts_with(b".");
+            let name = entry.file_name();
+            let temporary = name.as_encoded_bytes().starts_with(b".");
             let modified = entry.metadata().and_then(|metadata| metadata.modified()).ok();
             let age = modified.and_then(|modified| modified.elapsed().ok());
-            if temporary && age.is_some_and(|age| age > Duration::from_secs(60)) {
+            let old = age.is_some_and(|age| age > Duration::from_secs(60));
+            if temporary && (old || name.as_encoded_bytes().starts_with(ours.as_bytes())) {
                 // Another provisioner may have been faster.
                 let _ = std::fs::remove_file(entry.path());
             }

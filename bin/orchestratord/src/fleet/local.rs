@@ -9,8 +9,8 @@ use service_registry::{Applied, Refusal};
 use crate::access::now_ms;
 use crate::plane::{Plane, SharedPlane};
 
-/// Says of a node that its address is this process.
-const LOCAL_ADDRESS: &str = "http://127.0.0.1:0";
+/// Stands where another node's address does: this one is called as a function, and listens nowhere.
+const LOCAL_ADDRESS: &str = "this process";
 
 /// Registers the node and passes its reports on, for as long as the control plane runs.
 pub(crate) async fn follow_local_node(plane: SharedPlane, node_id: NodeId, node: NodeControl) {
@@ -39,15 +39,20 @@ pub(crate) async fn follow_local_node(plane: SharedPlane, node_id: NodeId, node:
         };
         let taken = plane
             .take_report(|registry, now, changes| registry.heartbeat(now, now_ms(), &node_id, beat, changes));
-        if matches!(taken, Err(Refusal::Unknown)) {
-            // Somebody has deregistered it, and it is still here.
-            plane.put_local_node(node_id.clone(), node.clone());
-            sequence += 1;
-            if let Err(refusal) = register(&plane, &node_id, &node, sequence) {
-                tracing::warn!(%refusal, "the node of this process cannot be registered again");
+        match taken {
+            Ok(Applied::Taken) => {}
+            Ok(Applied::Late) => {
+                tracing::warn!("a report of the node of this process came after a newer one");
             }
-        } else if !matches!(taken, Ok(Applied::Taken)) {
-            tracing::warn!(?taken, "a report of the node of this process was not taken");
+            Err(Refusal::Unknown) => {
+                // Somebody has deregistered it, and it is still here.
+                plane.put_local_node(node_id.clone(), node.clone());
+                sequence += 1;
+                if let Err(refusal) = register(&plane, &node_id, &node, sequence) {
+                    tracing::warn!(%refusal, "the node of this process cannot be registered again");
+                }
+            }
+            Err(refusal) => tracing::warn!(%refusal, "a report of the node of this process was refused"),
         }
         // A change is passed on at once; without one the node is heard from all the same.
         let _ = tokio::time::timeout(interval.max(Duration::from_millis(1)), reports.changed()).await;
@@ -61,6 +66,7 @@ fn register(plane: &Plane, node_id: &NodeId, node: &NodeControl, sequence: u64) 
         machine_id: MachineId::new(node_id.as_str()).expect("a node id is a machine id"),
         address: LOCAL_ADDRESS.to_owned(),
         pools: node.door().snapshot(),
+        draining: node.is_draining(),
         capabilities: node.capabilities(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         incarnation: plane.id.to_string(),

@@ -10,11 +10,14 @@ use tokio::sync::oneshot;
 
 use super::guarded::Verdict;
 use super::{Plane, SharedPlane};
+use crate::recent::{Seen, state_of};
 
 /// A slot. Dropping it gives the slot back as cancelled.
 pub(crate) struct Grant {
     plane: SharedPlane,
     placement: Option<Placement>,
+    /// The request of `/v1` that ends with it.
+    seen: Option<Seen>,
 }
 
 /// A task that was accepted.
@@ -52,6 +55,7 @@ impl Plane {
             (Admission::Placed(placement), _) => Ok(Submission::Placed(Grant {
                 plane: self.clone(),
                 placement: Some(placement),
+                seen: None,
             })),
             (Admission::Queued(task, waiting), Some(receiver)) => {
                 self.due.notify_one();
@@ -99,6 +103,7 @@ impl Waiter {
             Ok(Ok(placement)) => Ok(Grant {
                 plane: self.plane.clone(),
                 placement: Some(placement),
+                seen: None,
             }),
             Ok(Err(refusal)) => Err(refusal),
             // The sender is dropped only by `forget_waiter`, which only this waiter's own drop calls.
@@ -126,6 +131,18 @@ impl Grant {
         self.placement
             .as_ref()
             .expect("only methods that consume the grant take its placement")
+    }
+
+    /// From now on the request's place in the list of `/v1` ends with this slot.
+    pub(crate) fn ending(mut self, seen: Seen) -> Self {
+        self.seen = Some(seen);
+        self
+    }
+
+    /// Whether the request of `/v1` that ends with this slot was cancelled by its name.
+    pub(crate) fn is_cancelled(&mut self) -> bool {
+        let recent = &self.plane.recent;
+        self.seen.as_mut().is_some_and(|seen| recent.is_cancelled(seen))
     }
 
     /// What the replica is.
@@ -194,6 +211,9 @@ impl Grant {
             return;
         };
         let now = self.plane.now();
+        if let Some(seen) = self.seen.take() {
+            self.plane.recent.end(seen, state_of(outcome), now);
+        }
         // A stale lease was given back by a cancel; nothing is left to do.
         let _ = self
             .plane

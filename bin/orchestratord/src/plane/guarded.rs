@@ -99,8 +99,6 @@ impl Inner {
                         let _ = waiter.send(Err(refusal));
                     }
                 }
-                // The holder of the lease sees its own connection end; there is nothing to tell it.
-                Effect::ReplicaLost(_) => {}
                 Effect::Probe(replica, info) => self.probes.push((replica, info)),
             }
         }

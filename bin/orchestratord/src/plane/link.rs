@@ -115,6 +115,7 @@ impl RemoteNode {
             .parse()
             .map_err(|_| LinkError::NoAnswer("the path is unusable".to_owned()))?;
         let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(
             CONTROL_PLANE_HEADER,
             HeaderValue::from_str(holder.as_str()).expect("an identifier is a header value"),
@@ -143,6 +144,22 @@ impl RemoteNode {
         self.order(Method::GET, path, Bytes::new()).await
     }
 
+    /// Asks the node for something about agents, as the control plane that it knows.
+    pub(crate) async fn for_agents(
+        &self,
+        holder: &ControlPlaneId,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<NodeBody>, SendError> {
+        let mut request = self.prepared(method, path, body);
+        request.headers_mut().insert(
+            CONTROL_PLANE_HEADER,
+            HeaderValue::from_str(holder.as_str()).expect("an identifier is a header value"),
+        );
+        self.client.send(request).await
+    }
+
     /// Tells the node to do something.
     pub(crate) async fn post(&self, path: &str, body: Bytes) -> Result<Response<NodeBody>, SendError> {
         self.order(Method::POST, path, body).await
@@ -154,6 +171,10 @@ impl RemoteNode {
     }
 
     async fn order(&self, method: Method, path: &str, body: Bytes) -> Result<Response<NodeBody>, SendError> {
+        self.client.send(self.prepared(method, path, body)).await
+    }
+
+    fn prepared(&self, method: Method, path: &str, body: Bytes) -> Request<Bytes> {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -165,7 +186,7 @@ impl RemoteNode {
         if let Some(authorization) = &self.authorization {
             request.headers_mut().insert(AUTHORIZATION, authorization.clone());
         }
-        self.client.send(request).await
+        request
     }
 }
 

@@ -3,7 +3,7 @@
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
@@ -68,8 +68,20 @@ impl IntoResponse for Refused {
             &body,
         );
         put_error_headers(response.headers_mut(), &error);
+        response.extensions_mut().insert(error);
         response
     }
+}
+
+/// Puts the request's name into the body of a page that is an error: only who knows the request can.
+pub(crate) fn name_error(mut page: Response, correlation: &Correlation) -> Response {
+    if let Some(error) = page.extensions_mut().remove::<ApiError>() {
+        let body = error.body(Some(correlation.as_str().to_owned()));
+        let body = serde_json::to_vec(&body).expect("our own types can be written as JSON");
+        page.headers_mut().remove(CONTENT_LENGTH);
+        *page.body_mut() = body.into();
+    }
+    page
 }
 
 /// What the operator should know of an error and the client should not.
@@ -128,7 +140,13 @@ impl<T: DeserializeOwned> FromRequest<SharedPlane> for Json<T> {
         let Ok(read) = read else {
             return Err(refused("the body did not come in time".to_owned()));
         };
-        let body = read.map_err(|error| refused(error.body_text()))?;
+        let body = read.map_err(|error| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                let message = format!("the body has more than {PAGE_BODY_LEN_MAX} bytes");
+                Refused(ApiError::new(ErrorCode::RequestTooLarge, message))
+            }
+            _ => refused(error.body_text()),
+        })?;
         serde_json::from_slice(&body)
             .map(Self)
             .map_err(|error| refused(format!("the body cannot be read: {error}")))

@@ -1,16 +1,19 @@
 //! The endpoints under `/v1` that existing clients speak. Each request is a task like any other; its bytes pass through.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::{Arc, LazyLock};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use adapter_host::{
-    Assembler, RequestFacts, RequestRules, StreamEnd, StreamWatch, engine_error, error_body, read_request,
-    usage_of_body,
+    Assembler, RequestFacts, StreamEnd, StreamWatch, engine_error, error_body, usage_of_body,
 };
 use bytes::{Bytes, BytesMut};
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri};
+use daemon::telemetry::trace_context;
+use http::header::{ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -19,15 +22,18 @@ use scheduler::{DialectSet, Outcome, PREFIXES_MAX, Target, TaskSpec};
 use task_api::{ApiError, ErrorCode, Priority};
 use tracing::Instrument as _;
 
-use crate::access::Identity;
+use crate::access::{self, Identity};
 use crate::body::PlaneBody;
 use crate::dispatch::{
-    ANSWER_LEN_MAX, Answer, Job, dispatch, engine_headers, lost, read_all, read_out, refused, silent,
+    ANSWER_LEN_MAX, Answer, Job, PASSED_ON, dispatch, engine_headers, engine_path, lost, read_all,
+    read_answer, read_out, refused, silent, within,
 };
 use crate::metrics::TaskOutcome;
 use crate::plane::{AnswerBody, Plane, SharedPlane, Submission};
+use crate::recent::{self, Seen};
 use crate::relay::Relay;
 use crate::rooms::answer::{self, Correlation};
+use crate::serve::lane::Asked;
 use crate::spans;
 
 /// Names the session of a request, for clients that can set a header.
@@ -38,6 +44,22 @@ const PRIORITY_HEADER: HeaderName = HeaderName::from_static("x-priority");
 
 /// How long the whole request may take, in milliseconds.
 const DEADLINE_HEADER: HeaderName = HeaderName::from_static("x-deadline-ms");
+
+/// Every header that is read in this room, by whoever: a request of the fast lane has no others.
+pub(crate) static HEADERS: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
+    let own = [
+        AUTHORIZATION,
+        ACCEPT,
+        access::KEY_HEADER,
+        answer::CORRELATION,
+        SESSION_HEADER,
+        PRIORITY_HEADER,
+        DEADLINE_HEADER,
+        trace_context::TRACEPARENT,
+        trace_context::TRACESTATE,
+    ];
+    own.into_iter().chain(PASSED_ON).collect()
+});
 
 /// How many chunks without data (comments, pings) are kept while the first data is waited for.
 const HELD_CHUNKS_MAX: usize = 64;
@@ -53,25 +75,29 @@ pub(crate) async fn handle(
     let (head, body) = request.into_parts();
     let work = async {
         // Who may not ask need not send a body.
-        let identity = plane.access.user(&head.headers)?;
+        let identity = plane.access.asker(&head.headers)?;
         let body = read_body(plane, body).await?;
         run(plane, dialect, &identity, &head.headers, body, correlation).await
     };
     answered(plane, dialect, pin!(work).instrument(span).await, correlation)
 }
 
-/// Answers one request.
+/// Answers one request of the fast lane.
 pub(crate) async fn handle_read(
     plane: &SharedPlane,
-    dialect: Dialect,
-    request: Request<Bytes>,
+    asked: Asked<Dialect>,
     correlation: &Correlation,
 ) -> Response<PlaneBody> {
-    let span = spans::request(request.uri().path(), request.headers(), correlation.as_str());
-    let (head, body) = request.into_parts();
+    let Asked {
+        kind: dialect,
+        headers,
+        body,
+    } = asked;
+    let path = adapter_host::path_of_dialect(dialect);
+    let span = spans::request(path, &headers, correlation.as_str());
     let work = async {
-        let identity = plane.access.user(&head.headers)?;
-        run(plane, dialect, &identity, &head.headers, body, correlation).await
+        let identity = plane.access.asker(&headers)?;
+        run(plane, dialect, &identity, &headers, body, correlation).await
     };
     answered(plane, dialect, pin!(work).instrument(span).await, correlation)
 }
@@ -122,11 +148,8 @@ async fn run(
     correlation: &Correlation,
 ) -> Result<Response<PlaneBody>, ApiError> {
     let arrived = Instant::now();
-    let rules = RequestRules {
-        model_required: true,
-        media_allowed: false,
-    };
-    let facts = read_request(dialect, &body, &rules)?;
+    let facts = plane.read_request(dialect, &body)?;
+    identity.may_ask(facts.model.as_deref())?;
     let wishes = Wishes::of(plane, identity, headers, &facts)?;
     let submission = spans::admission()
         .in_scope(|| plane.submit(&wishes.spec(dialect, &facts)))
@@ -134,24 +157,43 @@ async fn run(
     if matches!(submission, Submission::Waits(..)) {
         plane.metrics.enqueued();
     }
+    let model: Option<Arc<str>> = facts.model.as_deref().map(Into::into);
+    let asked = recent::Asked {
+        dialect,
+        priority: wishes.priority,
+        owner: identity.owner.clone(),
+        model: model.clone(),
+        correlation_id: correlation.0.clone(),
+        arrived,
+    };
+    let replica = match &submission {
+        Submission::Placed(grant) => Some(grant.info()),
+        Submission::Waits(..) => None,
+    };
+    let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+    let listed = plane.recent.list(asked, replica, waker);
     let work = Work {
         dialect,
         stream: facts.stream,
+        seen: listed.seen(),
         job: Job {
-            path: Uri::from_static(adapter_host::path_of_dialect(dialect)),
+            path: engine_path(dialect),
             places: facts.places,
-            model: facts.model.as_deref().map(Into::into),
+            model,
             stream_instead: !facts.stream && facts.can_be_streamed,
-            headers: engine_headers(headers, &correlation.0),
+            correlation_id: correlation.0.clone(),
+            headers: engine_headers(headers),
             body: body.clone(),
             arrived,
             stored_for: Duration::ZERO,
         },
     };
     drop(facts);
-    match wishes.deadline {
-        None => work.answer(plane, submission).await,
-        Some(left) => tokio::time::timeout(left, pin!(work.answer(plane, submission)))
+    let answer = pin!(work.answer(plane, submission));
+    let answer = plane.recent.unless_cancelled(work.seen, answer);
+    let result = match wishes.deadline {
+        None => answer.await,
+        Some(left) => tokio::time::timeout(left, pin!(answer))
             .await
             .unwrap_or_else(|_| {
                 Err(ApiError::new(
@@ -159,14 +201,19 @@ async fn run(
                     "the deadline passed before the answer had begun",
                 ))
             }),
+    };
+    match &result {
+        Ok(_) => listed.answered(),
+        Err(error) => listed.failed(error),
     }
+    result
 }
 
 async fn read_body(plane: &Plane, mut body: Incoming) -> Result<Bytes, ApiError> {
     let len_max = usize::try_from(plane.settings.body_max_bytes).unwrap_or(usize::MAX);
     let too_long = || {
         ApiError::new(
-            ErrorCode::InvalidParams,
+            ErrorCode::RequestTooLarge,
             format!("the body has more than {len_max} bytes"),
         )
     };
@@ -292,6 +339,8 @@ fn deadline_of(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
 struct Work {
     dialect: Dialect,
     stream: bool,
+    /// Its name in the list.
+    seen: Seen,
     job: Job,
 }
 
@@ -308,8 +357,15 @@ impl Work {
         plane: &SharedPlane,
         mut submission: Submission,
     ) -> Result<Response<PlaneBody>, ApiError> {
+        // The list has the replica of a request that was placed at once.
+        let mut is_listed = matches!(submission, Submission::Placed(_));
         loop {
-            let answer = dispatch(plane, &self.job, submission, |_| {}).await?;
+            let answer = dispatch(plane, &self.job, submission, |grant| {
+                if !std::mem::take(&mut is_listed) {
+                    plane.recent.placed(self.seen, grant.info());
+                }
+            })
+            .await?;
             let silence_max = plane.settings.engine_silence_ms;
             if !answer.response.status().is_success() {
                 return Err(refusal_of_engine(answer).await);
@@ -319,10 +375,9 @@ impl Work {
             } else if answer.assemble {
                 self.put_together(plane, answer).await?
             } else {
-                let whole = pin!(self.whole(plane, answer));
-                tokio::time::timeout(silence_max, whole)
+                within(silence_max, pin!(self.whole(answer)))
                     .await
-                    .map_err(|_| silent(plane))?
+                    .ok_or_else(|| silent(plane))?
             };
             match begun {
                 Begun::Response(response) => return Ok(response),
@@ -331,7 +386,7 @@ impl Work {
                         .metrics
                         .pool(&grant.info().pool_id)
                         .ended(TaskOutcome::Retried);
-                    lost(&grant, self.job.correlation_id(), &why);
+                    lost(&grant, &self.job.correlation_id, &why);
                     submission = grant.requeue().map_err(refused)?;
                 }
             }
@@ -339,18 +394,22 @@ impl Work {
     }
 
     /// An answer that is not a stream: read as a whole, so that a client never gets half of one.
-    async fn whole(&self, plane: &Plane, answer: Answer) -> Begun {
-        let Answer { grant, response, .. } = answer;
+    async fn whole(&self, answer: Answer) -> Begun {
+        let Answer {
+            grant,
+            pool,
+            response,
+            ..
+        } = answer;
         let (head, body) = response.into_parts();
-        let bytes = match read_all(body, ANSWER_LEN_MAX).await {
+        let bytes = match read_answer(body, ANSWER_LEN_MAX).await {
             Ok(bytes) => bytes,
             Err(why) => return Begun::Lost(grant, why),
         };
-        let pool = plane.metrics.pool(&grant.info().pool_id);
         pool.first_token(self.job.arrived.elapsed());
         pool.tokens(usage_of_body(&bytes));
         pool.ended(TaskOutcome::Completed);
-        grant.finish(Outcome::Completed);
+        grant.ending(self.seen).finish(Outcome::Completed);
         let mut response = Response::new(PlaneBody::full(bytes));
         *response.status_mut() = head.status;
         pass_content_type(&head.headers, &mut response);
@@ -359,8 +418,12 @@ impl Work {
 
     /// An answer that came as a stream, for a client that wants none.
     async fn put_together(&self, plane: &Plane, answer: Answer) -> Result<Begun, ApiError> {
-        let Answer { grant, response, .. } = answer;
-        let pool = plane.metrics.pool(&grant.info().pool_id);
+        let Answer {
+            grant,
+            pool,
+            response,
+            ..
+        } = answer;
         let mut assembler =
             Assembler::new(self.dialect).expect("only dialects that stream are asked for a stream");
         let mut body = response.into_body();
@@ -384,13 +447,18 @@ impl Work {
         let (bytes, usage) = assembler.finish()?;
         pool.tokens(usage);
         pool.ended(TaskOutcome::Completed);
-        grant.finish(Outcome::Completed);
+        grant.ending(self.seen).finish(Outcome::Completed);
         Ok(Begun::Response(answer::json_bytes(StatusCode::OK, bytes)))
     }
 
     /// A stream: its head goes out with its first data, so that until then the task can start over.
     async fn begin_stream(&self, plane: &SharedPlane, answer: Answer) -> Result<Begun, ApiError> {
-        let Answer { grant, response, .. } = answer;
+        let Answer {
+            grant,
+            pool,
+            response,
+            ..
+        } = answer;
         let (head, mut body) = response.into_parts();
         let mut watch = StreamWatch::new(self.dialect);
         let mut held = VecDeque::new();
@@ -417,9 +485,10 @@ impl Work {
                 }
             };
         }
-        let pool = plane.metrics.pool(&grant.info().pool_id);
         pool.first_token(self.job.arrived.elapsed());
         grant.started();
+        plane.recent.running(self.seen);
+        let grant = grant.ending(self.seen);
         let silence_max = plane.settings.engine_silence_ms;
         let relay = Relay::new(
             self.dialect,
@@ -428,7 +497,7 @@ impl Work {
             (body, grant),
             pool,
             silence_max,
-            self.job.correlation_id().clone(),
+            self.job.correlation_id.clone(),
         );
         let mut response = Response::new(PlaneBody::Relay(Box::new(relay)));
         pass_content_type(&head.headers, &mut response);
@@ -442,8 +511,8 @@ impl Work {
 /// The next bytes of an answer that has not begun for the client yet.
 async fn next_chunk(plane: &Plane, body: &mut AnswerBody) -> Result<Option<Result<Bytes, String>>, ApiError> {
     loop {
-        let frame = tokio::time::timeout(plane.settings.engine_silence_ms, body.frame());
-        match frame.await.map_err(|_| silent(plane))? {
+        let frame = within(plane.settings.engine_silence_ms, pin!(body.frame())).await;
+        match frame.ok_or_else(|| silent(plane))? {
             None => return Ok(None),
             Some(Err(why)) => return Ok(Some(Err(why))),
             Some(Ok(frame)) => {

@@ -47,7 +47,7 @@ pub(crate) struct PlaneCapabilities {
     /// Where pool reports come from: `home` or `cloud`.
     profile: &'static str,
     /// Kinds of work.
-    workloads: [Workload; 4],
+    workloads: [Workload; 5],
     /// Dialects under `/v1`.
     dialects: Vec<Dialect>,
     /// Models that are there now.
@@ -76,6 +76,7 @@ pub(crate) async fn capabilities(State(plane): State<SharedPlane>, headers: Head
             Workload::Chat,
             Workload::Embedding,
             Workload::Rerank,
+            Workload::Agent,
         ],
         dialects: adapter_host::DIALECTS.to_vec(),
         models: models.into_iter().map(|model| model.id.to_string()).collect(),

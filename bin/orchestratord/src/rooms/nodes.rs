@@ -19,7 +19,8 @@ use crate::serve::Certified;
 /// Registers a node, or takes its newer registration
 #[utoipa::path(post, path = "/v2/nodes/register", tag = "nodes", request_body = RegisterRequest,
     responses((status = 200, body = RegisterResponse), (status = 400, body = task_api::ErrorBody),
-              (status = 401, body = task_api::ErrorBody), (status = 403, body = task_api::ErrorBody)))]
+              (status = 401, body = task_api::ErrorBody), (status = 403, body = task_api::ErrorBody),
+              (status = 409, body = task_api::ErrorBody, description = "another node of this name is alive")))]
 pub(crate) async fn register(
     State(plane): State<SharedPlane>,
     certified: Option<Extension<Certified>>,
@@ -34,10 +35,15 @@ pub(crate) async fn register(
                 .into(),
         );
     }
-    let node_id = request.node_id.clone();
+    let (node_id, address) = (request.node_id.clone(), request.address.clone());
     plane
         .take_report(|registry, now, changes| registry.register(now, request, changes))
-        .map_err(refused)?;
+        .map_err(|refusal| {
+            if matches!(refusal, Refusal::NameTaken { .. }) {
+                tracing::warn!(%node_id, address, %refusal, "a node was refused");
+            }
+            refused(&refusal)
+        })?;
     tracing::info!(%node_id, "a node has registered");
     let next_heartbeat_ms = millis(plane.settings.heartbeat_interval_ms);
     Ok(json(StatusCode::OK, &RegisterResponse { next_heartbeat_ms }))
@@ -58,7 +64,7 @@ pub(crate) async fn heartbeat(
     plane.access.node(&headers, certified.is_some())?;
     plane
         .take_report(|registry, now, changes| registry.heartbeat(now, now_ms(), &node_id, request, changes))
-        .map_err(refused)?;
+        .map_err(|refusal| refused(&refusal))?;
     let next_heartbeat_ms = millis(plane.settings.heartbeat_interval_ms);
     Ok(json(StatusCode::OK, &HeartbeatResponse { next_heartbeat_ms }))
 }
@@ -75,7 +81,7 @@ pub(crate) async fn callback(
     plane.access.node(&headers, certified.is_some())?;
     plane
         .take_report(|registry, now, changes| registry.callback(now, callback, changes))
-        .map_err(refused)?;
+        .map_err(|refusal| refused(&refusal))?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -128,7 +134,7 @@ pub(crate) async fn show(
     drop(registry);
     Ok(json(
         StatusCode::OK,
-        &found.ok_or_else(|| refused(Refusal::Unknown))?,
+        &found.ok_or_else(|| refused(&Refusal::Unknown))?,
     ))
 }
 
@@ -158,7 +164,7 @@ fn set_draining(plane: &Plane, headers: &HeaderMap, node_id: &NodeId, draining: 
     plane.access.admin(headers)?;
     plane
         .take_report(|registry, _, changes| registry.set_draining(node_id, draining, changes))
-        .map_err(refused)?;
+        .map_err(|refusal| refused(&refusal))?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -177,10 +183,12 @@ fn view(plane: &Plane, node: &NodeEntry) -> NodeView {
     }
 }
 
-fn refused(refusal: Refusal) -> ApiError {
+fn refused(refusal: &Refusal) -> ApiError {
     let code = match refusal {
         Refusal::Unknown => ErrorCode::NotFound,
-        Refusal::TooManyNodes { .. } | Refusal::ReportsItself => ErrorCode::Conflict,
+        Refusal::TooManyNodes { .. } | Refusal::ReportsItself | Refusal::NameTaken { .. } => {
+            ErrorCode::Conflict
+        }
         Refusal::TooLarge => ErrorCode::InvalidParams,
     };
     ApiError::new(code, refusal.to_string())

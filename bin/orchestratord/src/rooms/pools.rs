@@ -79,13 +79,7 @@ pub(crate) async fn drain(
             .with_param("deadline_ms")
             .into());
     }
-    let now = plane.now();
-    if !plane
-        .guarded
-        .with(|scheduler, effects| scheduler.drain_pool(now, &pool, true, effects))
-    {
-        return Err(no_such_pool(&pool).into());
-    }
+    set_draining(&plane, &pool, true)?;
     order(&plane, &pool, Order::Drain { deadline_ms }).await
 }
 
@@ -98,13 +92,7 @@ pub(crate) async fn undrain(
     Id(pool): Id<PoolId>,
 ) -> Page {
     plane.access.admin(&headers)?;
-    let now = plane.now();
-    if !plane
-        .guarded
-        .with(|scheduler, effects| scheduler.drain_pool(now, &pool, false, effects))
-    {
-        return Err(no_such_pool(&pool).into());
-    }
+    set_draining(&plane, &pool, false)?;
     order(&plane, &pool, Order::Undrain).await
 }
 
@@ -118,15 +106,17 @@ pub(crate) async fn reload(
     Id(pool): Id<PoolId>,
 ) -> Page {
     plane.access.admin(&headers)?;
-    let now = plane.now();
     // A pool that was drained here is taken up again: that is what a reload is for.
-    if !plane
-        .guarded
-        .with(|scheduler, effects| scheduler.drain_pool(now, &pool, false, effects))
-    {
-        return Err(no_such_pool(&pool).into());
-    }
+    set_draining(&plane, &pool, false)?;
     order(&plane, &pool, Order::Reload).await
+}
+
+fn set_draining(plane: &Plane, pool: &PoolId, draining: bool) -> Result<(), ApiError> {
+    let now = plane.now();
+    let known = plane
+        .guarded
+        .with(|scheduler, effects| scheduler.drain_pool(now, pool, draining, effects));
+    if known { Ok(()) } else { Err(no_such_pool(pool)) }
 }
 
 #[derive(Clone, Copy)]

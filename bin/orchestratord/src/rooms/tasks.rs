@@ -13,7 +13,8 @@ use task_api::{ApiError, ErrorCode, TaskAccepted, TaskId, TaskList, TaskRequest,
 
 use super::answer::{Asked, Correlation, Id, Json, Page, json};
 use crate::access::Identity;
-use crate::plane::SharedPlane;
+use crate::plane::{Plane, SharedPlane};
+use crate::recent::Shown;
 use crate::tasks::{Follower, LiveTask, start, stream, too_old};
 
 /// Where a reader of events left off.
@@ -37,15 +38,7 @@ pub(crate) async fn submit(
     Json(request): Json<TaskRequest>,
 ) -> Page {
     let identity = plane.access.user(&headers)?;
-    if plane.is_stopping() {
-        let error = ApiError::new(
-            ErrorCode::PoolUnavailable,
-            "this control plane is shutting down; ask another one",
-        );
-        return Err(error
-            .with_retry_after_ms(crate::plane::RETRY_AFTER_DEFAULT_MS)
-            .into());
-    }
+    refuse_while_stopping(&plane)?;
     let (task, accepted) = start(&plane, &identity, request, &headers, &correlation).await?;
     let wants_stream = headers
         .get(ACCEPT)
@@ -58,6 +51,16 @@ pub(crate) async fn submit(
         response.headers_mut().insert(LOCATION, location);
     }
     Ok(response)
+}
+
+/// Nothing new is taken while what runs is finished.
+pub(crate) fn refuse_while_stopping(plane: &SharedPlane) -> Result<(), ApiError> {
+    if !plane.is_stopping() {
+        return Ok(());
+    }
+    let message = "this control plane is shutting down; ask another one";
+    Err(ApiError::new(ErrorCode::PoolUnavailable, message)
+        .with_retry_after_ms(crate::plane::RETRY_AFTER_DEFAULT_MS))
 }
 
 /// What of the list is wanted.
@@ -80,6 +83,9 @@ pub(crate) struct ListQuery {
 }
 
 /// Lists tasks, the newest first
+///
+/// Requests of `/v1` stand among them, with their `dialect`: those that run, and of those that have ended the last 512
+/// of each worker thread. They are kept in memory only.
 #[utoipa::path(get, path = "/v2/tasks", tag = "tasks", params(ListQuery),
     responses((status = 200, body = TaskList), (status = 400, body = task_api::ErrorBody),
               (status = 503, body = task_api::ErrorBody)))]
@@ -107,20 +113,65 @@ pub(crate) async fn list(
         cursor: query.cursor,
         limit,
     };
+    let requests = requests(&plane, &filter);
     let (records, next_cursor) = plane
         .store
         .list_tasks(filter)
         .await
         .map_err(|error| unreadable(&error))?;
     // The store may be a moment behind what is in memory.
-    let tasks = records
+    let mut tasks: Vec<Shown> = records
         .into_iter()
-        .map(|record| match plane.tasks.get(&record.view.task_id) {
-            Some(live) => live_view(&plane, &live),
-            None => record.view,
+        .map(|record| Shown {
+            created_ms: record.created_ms,
+            view: match plane.tasks.get(&record.view.task_id) {
+                Some(live) => live_view(&plane, &live),
+                None => record.view,
+            },
         })
         .collect();
-    Ok(json(StatusCode::OK, &TaskList { tasks, next_cursor }))
+    tasks.extend(requests);
+    Ok(json(
+        StatusCode::OK,
+        &page(tasks, next_cursor.is_some(), limit as usize),
+    ))
+}
+
+/// The requests of `/v1` that the filter takes. They have no sessions.
+fn requests(plane: &Plane, filter: &TaskFilter) -> Vec<Shown> {
+    if filter.session.is_some() {
+        return Vec::new();
+    }
+    let before = filter.cursor.as_deref().and_then(|cursor| cursor.split_once('.'));
+    let before = before.and_then(|(ms, id)| Some((ms.parse::<u64>().ok()?, id)));
+    let before_ms = before.map_or(u64::MAX, |(ms, _)| ms);
+    // One more than a page, so that it shows whether there is a next one.
+    let mut requests = plane
+        .recent
+        .newest(filter.limit as usize + 1, before_ms, |owner, state| {
+            filter.owner.as_deref().is_none_or(|wanted| wanted == owner)
+                && filter.state.is_none_or(|wanted| wanted == state)
+        });
+    requests.retain(|shown| before.is_none_or(|before| order(shown) < before));
+    requests
+}
+
+/// What the list is ordered by, as in the store.
+fn order(shown: &Shown) -> (u64, &str) {
+    (shown.created_ms, shown.view.task_id.as_str())
+}
+
+/// One page of what both lists gave, the newest first. `more`: the store has a next page.
+fn page(mut tasks: Vec<Shown>, more: bool, limit: usize) -> TaskList {
+    tasks.sort_by(|a, b| order(b).cmp(&order(a)));
+    let cut = tasks.len() > limit;
+    tasks.truncate(limit);
+    let last = tasks.last().filter(|_| cut || more);
+    let next_cursor = last.map(|last| format!("{}.{}", last.created_ms, last.view.task_id));
+    TaskList {
+        tasks: tasks.into_iter().map(|shown| shown.view).collect(),
+        next_cursor,
+    }
 }
 
 /// Shows a task
@@ -132,6 +183,9 @@ pub(crate) async fn show(State(plane): State<SharedPlane>, headers: HeaderMap, I
     if let Some(live) = plane.tasks.get(&id) {
         check_owner(&identity, &live.owner, &id)?;
         return Ok(json(StatusCode::OK, &live_view(&plane, &live)));
+    }
+    if let Some(request) = request(&plane, &identity, &id)? {
+        return Ok(json(StatusCode::OK, &request));
     }
     Ok(json(StatusCode::OK, &stored(&plane, &identity, &id).await?))
 }
@@ -146,6 +200,11 @@ pub(crate) async fn show(State(plane): State<SharedPlane>, headers: HeaderMap, I
 pub(crate) async fn events(State(plane): State<SharedPlane>, headers: HeaderMap, Id(id): Id<TaskId>) -> Page {
     let identity = plane.access.user(&headers)?;
     let after = last_event_id(&headers)?;
+    if request(&plane, &identity, &id)?.is_some() {
+        let message =
+            format!("task {id} is a request of /v1: its events went to its client and are not kept");
+        return Err(ApiError::new(ErrorCode::Conflict, message).into());
+    }
     if let Some(live) = plane.tasks.get(&id) {
         check_owner(&identity, &live.owner, &id)?;
         return follow(live, after, &id);
@@ -172,6 +231,7 @@ pub(crate) async fn cancel(State(plane): State<SharedPlane>, headers: HeaderMap,
             check_owner(&identity, &live.owner, &id)?;
             live.cancel.cancel();
         }
+        None if request(&plane, &identity, &id)?.is_some() => plane.recent.cancel(&id),
         // A task that has ended is as cancelled as it can be.
         None => drop(stored(&plane, &identity, &id).await?),
     }
@@ -216,6 +276,15 @@ fn live_view(plane: &SharedPlane, live: &LiveTask) -> TaskView {
             .map(|waiting| waiting.position);
     }
     view
+}
+
+/// A request of `/v1`.
+fn request(plane: &Plane, identity: &Identity, id: &TaskId) -> Result<Option<TaskView>, ApiError> {
+    let Some(view) = plane.recent.find(id) else {
+        return Ok(None);
+    };
+    check_owner(identity, &view.owner, id)?;
+    Ok(Some(view))
 }
 
 async fn stored(plane: &SharedPlane, identity: &Identity, id: &TaskId) -> Result<TaskView, ApiError> {

@@ -26,7 +26,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
@@ -54,6 +54,25 @@ pub(crate) struct Bounds {
     pub(crate) body: Duration,
 }
 
+/// What of HTTP belongs into the lane.
+pub(crate) trait Ordinary {
+    /// What a target is to the handler.
+    type Kind;
+
+    /// None: the general server's.
+    fn kind(&self, target: &str) -> Option<Self::Kind>;
+
+    /// The headers that the handler reads; it gets no others.
+    fn headers(&self) -> &[HeaderName];
+}
+
+/// A request of the ordinary kind.
+pub(crate) struct Asked<K> {
+    pub(crate) kind: K,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
 /// How a connection left the lane.
 pub(crate) enum Left<S> {
     /// It is over.
@@ -64,16 +83,17 @@ pub(crate) enum Left<S> {
 
 /// Serves requests of the ordinary kind until there comes another, the client goes, or `stopped` says that there shall
 /// be no more.
-pub(crate) async fn run<S, H, F, B>(
+pub(crate) async fn run<S, O, H, F, B>(
     stream: S,
     bounds: Bounds,
-    is_ordinary: impl Fn(&str) -> bool,
+    ordinary: O,
     stopped: impl Future<Output = ()>,
     mut handle: H,
 ) -> Left<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    H: FnMut(Request<Bytes>) -> F,
+    O: Ordinary,
+    H: FnMut(Asked<O::Kind>) -> F,
     F: Future<Output = Response<B>>,
     B: Body<Data = Bytes> + Unpin,
 {
@@ -84,7 +104,7 @@ where
         timer: Timer::new(bounds.idle),
     };
     loop {
-        let head = match lane.head(bounds, &is_ordinary, stopped.as_mut()).await {
+        let head = match lane.head(bounds, &ordinary, stopped.as_mut()).await {
             Next::Head(head) => head,
             Next::Unusual => return Left::HandOver(lane.stream, lane.rest),
             Next::Over => return Left::Closed,
@@ -92,8 +112,11 @@ where
         let Some(body) = lane.body(head.body_len, bounds.body).await else {
             return Left::Closed;
         };
+        let Head {
+            kind, headers, close, ..
+        } = head;
         // In a box, so that a stream does not keep the room that its beginning needed.
-        let mut work = Box::pin(handle(head.request.map(|()| body)));
+        let mut work = Box::pin(handle(Asked { kind, headers, body }));
         let response = std::future::poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(response) => Poll::Ready(Some(response)),
             Poll::Pending if lane.poll_gone(cx) => Poll::Ready(None),
@@ -104,7 +127,7 @@ where
         let Some(response) = response else {
             return Left::Closed;
         };
-        if lane.answer(response, head.close).await.is_err() || head.close {
+        if lane.answer(response, close).await.is_err() || close {
             return Left::Closed;
         }
     }
@@ -117,18 +140,15 @@ struct Lane<S> {
     timer: Timer,
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "lives on the stack for a moment, and the large one is the usual one"
-)]
-enum Next {
-    Head(Head),
+enum Next<K> {
+    Head(Head<K>),
     Unusual,
     Over,
 }
 
-struct Head {
-    request: Request<()>,
+struct Head<K> {
+    kind: K,
+    headers: HeaderMap,
     body_len: usize,
     /// The client wants no further request on this connection.
     close: bool,
@@ -138,17 +158,17 @@ struct Head {
 struct Broken;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Lane<S> {
-    async fn head(
+    async fn head<O: Ordinary>(
         &mut self,
         bounds: Bounds,
-        is_ordinary: &impl Fn(&str) -> bool,
+        ordinary: &O,
         mut stopped: Pin<&mut impl Future<Output = ()>>,
-    ) -> Next {
+    ) -> Next<O::Kind> {
         self.timer.set(bounds.idle);
         let mut begun = false;
         loop {
             if !self.rest.is_empty() {
-                match parse_head(&self.rest, bounds.body_len_max, is_ordinary) {
+                match parse_head(&self.rest, bounds.body_len_max, ordinary) {
                     Parsed::Ordinary(head, length) => {
                         let _used = self.rest.split_to(length);
                         return Next::Head(head);
@@ -218,6 +238,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Lane<S> {
             out.bytes.extend_from_slice(LAST_CHUNK);
         }
         let mut is_broken = false;
+        let mut turn = Turn::Free;
         std::future::poll_fn(|cx| {
             loop {
                 let mut waits = false;
@@ -227,6 +248,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Lane<S> {
                             let Ok(data) = frame.into_data() else { continue };
                             out.put(&data, length.is_none());
                             is_end = length.is_some() && body.is_end_stream();
+                            if turn == Turn::Behind {
+                                turn = Turn::Given;
+                                cx.waker().wake_by_ref();
+                                return Poll::Pending;
+                            }
                         }
                         Poll::Ready(Some(Err(_))) => is_broken = true,
                         Poll::Ready(None) => {
@@ -246,6 +272,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Lane<S> {
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken)),
                     Poll::Pending => return Poll::Pending,
                 }
+                turn = Turn::Behind;
                 if is_broken {
                     return Poll::Ready(Err(Broken));
                 }
@@ -286,6 +313,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Lane<S> {
         }
         false
     }
+}
+
+/// When the next piece of a stream is written. The first goes out at once; those that follow let everything else go first
+/// that is ready, so that a busy worker reads all that has come and then writes it all: whoever reads several of these
+/// streams is woken once and not for each piece.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// At once.
+    Free,
+    /// After the others.
+    Behind,
+    /// The others have been.
+    Given,
 }
 
 fn join(left: &Bytes, more: Bytes) -> Bytes {
@@ -383,17 +423,13 @@ impl Timer {
     }
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "lives on the stack for a moment, and the large one is the usual one"
-)]
-enum Parsed {
-    Ordinary(Head, usize),
+enum Parsed<K> {
+    Ordinary(Head<K>, usize),
     Partial,
     Unusual,
 }
 
-fn parse_head(bytes: &Bytes, body_len_max: usize, is_ordinary: &impl Fn(&str) -> bool) -> Parsed {
+fn parse_head<O: Ordinary>(bytes: &Bytes, body_len_max: usize, ordinary: &O) -> Parsed<O::Kind> {
     let mut space = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
     let length = match parsed.parse_with_uninit_headers(bytes, &mut space) {
@@ -404,37 +440,42 @@ fn parse_head(bytes: &Bytes, body_len_max: usize, is_ordinary: &impl Fn(&str) ->
     if has_bare_line_feed(&bytes[..length]) {
         return Parsed::Unusual;
     }
-    let target = parsed.path.unwrap_or_default();
-    if parsed.method != Some("POST") || parsed.version != Some(1) || !is_ordinary(target) {
+    if parsed.method != Some("POST") || parsed.version != Some(1) {
         return Parsed::Unusual;
     }
-    let Ok(uri) = Uri::from_maybe_shared(bytes.slice_ref(target.as_bytes())) else {
+    let Some(kind) = ordinary.kind(parsed.path.unwrap_or_default()) else {
         return Parsed::Unusual;
     };
-    let mut headers = HeaderMap::with_capacity(parsed.headers.len() + 1);
+    let mut framing = Framing::default();
+    let mut headers = HeaderMap::new();
     for header in parsed.headers.iter() {
-        let name = HeaderName::from_bytes(header.name.as_bytes());
-        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(header.value));
-        let (Ok(name), Ok(value)) = (name, value) else {
+        let is = |name: &HeaderName| header.name.eq_ignore_ascii_case(name.as_str());
+        if framing.read(is, header.value).is_err() {
+            return Parsed::Unusual;
+        }
+        let Some(name) = ordinary.headers().iter().find(|name| is(name)) else {
+            continue;
+        };
+        let Ok(value) = HeaderValue::from_maybe_shared(bytes.slice_ref(header.value)) else {
             return Parsed::Unusual;
         };
-        headers.append(name, value);
+        headers.append(name.clone(), value);
     }
-    let Some(framing) = ordinary_framing(&headers, body_len_max) else {
-        return Parsed::Unusual;
-    };
-    let mut request = Request::new(());
-    *request.method_mut() = Method::POST;
-    *request.uri_mut() = uri;
-    *request.headers_mut() = headers;
-    Parsed::Ordinary(
-        Head {
-            request,
-            body_len: framing.0,
-            close: framing.1,
-        },
-        length,
-    )
+    match framing.body_len {
+        Some(body_len) if body_len <= body_len_max => {
+            let close = framing.close.unwrap_or(false);
+            Parsed::Ordinary(
+                Head {
+                    kind,
+                    headers,
+                    body_len,
+                    close,
+                },
+                length,
+            )
+        }
+        _ => Parsed::Unusual,
+    }
 }
 
 /// Lines may end so, but somebody before us may have read it in another way.
@@ -442,37 +483,37 @@ fn has_bare_line_feed(head: &[u8]) -> bool {
     memchr::memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r')
 }
 
-/// The body's length, and whether the connection ends after the answer; if nothing in the headers is unusual.
-fn ordinary_framing(headers: &HeaderMap, body_len_max: usize) -> Option<(usize, bool)> {
-    if [TRANSFER_ENCODING, EXPECT, UPGRADE]
-        .iter()
-        .any(|name| headers.contains_key(name))
-    {
-        return None;
-    }
-    let only = |name: HeaderName| {
-        let mut values = headers.get_all(name).iter();
-        let first = values.next();
-        if values.next().is_some() {
-            None
-        } else {
-            Some(first.map(HeaderValue::as_bytes))
+/// What the headers say of a request's end.
+#[derive(Default)]
+struct Framing {
+    body_len: Option<usize>,
+    /// Whether the connection ends after the answer.
+    close: Option<bool>,
+}
+
+/// The headers ask for something that is not ordinary.
+struct Unusual;
+
+impl Framing {
+    fn read(&mut self, is: impl Fn(&HeaderName) -> bool, value: &[u8]) -> Result<(), Unusual> {
+        if is(&CONTENT_LENGTH) {
+            let is_number = (1..=8).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+            if self.body_len.is_some() || !is_number {
+                return Err(Unusual);
+            }
+            let digits = value.iter().map(|digit| usize::from(digit - b'0'));
+            self.body_len = Some(digits.fold(0, |sum, digit| sum * 10 + digit));
+        } else if is(&CONNECTION) {
+            let close = value.eq_ignore_ascii_case(b"close");
+            if self.close.is_some() || !(close || value.eq_ignore_ascii_case(b"keep-alive")) {
+                return Err(Unusual);
+            }
+            self.close = Some(close);
+        } else if [TRANSFER_ENCODING, EXPECT, UPGRADE].iter().any(is) {
+            return Err(Unusual);
         }
-    };
-    let close = match only(CONNECTION)? {
-        None => false,
-        Some(value) if value.eq_ignore_ascii_case(b"keep-alive") => false,
-        Some(value) if value.eq_ignore_ascii_case(b"close") => true,
-        Some(_) => return None,
-    };
-    let digits = only(CONTENT_LENGTH)??;
-    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
+        Ok(())
     }
-    let length = digits
-        .iter()
-        .fold(0, |sum, digit| sum * 10 + usize::from(digit - b'0'));
-    (length <= body_len_max).then_some((length, close))
 }
 
 fn write_head(out: &mut Vec<u8>, head: &http::response::Parts, length: Option<u64>, close: bool) {

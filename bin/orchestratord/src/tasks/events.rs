@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use task_api::{Event, TaskId};
+use task_api::{Event, TaskId, ToolEvent};
 use tokio::sync::watch;
 
 use super::LiveTask;
@@ -67,7 +67,15 @@ impl EventLog {
 fn text_len(event: &Event) -> usize {
     match event {
         Event::Token { t, .. } => t.len(),
+        Event::TextReplaced { t } => t.len(),
         Event::Output { value } => value.to_string().len(),
+        Event::Tool(ToolEvent::Started { input: text, .. } | ToolEvent::Finished { output: text, .. }) => {
+            text.len()
+        }
+        Event::Files { paths } => paths.iter().map(String::len).sum(),
+        Event::Limit { message: text, .. }
+        | Event::EgressDenied { host: text, .. }
+        | Event::Raw { line: text, .. } => text.len(),
         Event::Queued { .. }
         | Event::Started { .. }
         | Event::Metrics(_)
@@ -121,6 +129,34 @@ impl Follower {
                 Err(_) => return Some(Bytes::from_static(b": still here\n\n")),
             }
         }
+    }
+
+    /// The next events themselves; None after the last one. Those that are no longer kept are passed over.
+    pub(crate) async fn next_events(&mut self) -> Option<Vec<Event>> {
+        loop {
+            if self.over {
+                return None;
+            }
+            self.seen.mark_unchanged();
+            let events = self.take_events();
+            if !events.is_empty() {
+                return Some(events);
+            }
+            // Fails only when the task's sender is gone, which the task that we hold keeps.
+            let _ = self.seen.changed().await;
+        }
+    }
+
+    fn take_events(&mut self) -> Vec<Event> {
+        let state = self.task.lock();
+        let first = self.after.max(state.events.dropped);
+        let Some(events) = state.events.after(first) else {
+            return Vec::new();
+        };
+        let events: Vec<Event> = events.take(BATCH_MAX).map(|(_, event)| event.clone()).collect();
+        self.after = first + events.len() as u64;
+        self.over = events.last().is_some_and(Event::is_last);
+        events
     }
 
     fn take(&mut self) -> Option<Bytes> {

@@ -3,19 +3,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use adapter_host::{EngineRequest, TaskReader, TokenUsage, engine_request};
+use adapter_host::{EngineRequest, TaskReader, TokenUsage};
 use http::{HeaderMap, Uri};
 use http_body_util::BodyExt as _;
 use scheduler::{DialectSet, Outcome, Target, TaskSpec, Waiting};
 use task_api::{
     ApiError, ErrorCode, Event, PlacementDecision, TaskAccepted, TaskId, TaskLinks, TaskRequest, TaskState,
-    TaskView, Usage,
+    TaskView, Usage, Workload,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::{EventLog, LiveState, LiveTask};
+use super::{Ending, EventLog, LiveState, LiveTask};
 use crate::access::{Identity, now_ms};
 use crate::dispatch::{Answer, Job, dispatch, engine_headers, lost, refused, silent};
 use crate::metrics::TaskOutcome;
@@ -32,30 +32,22 @@ pub(crate) async fn start(
     correlation: &Correlation,
 ) -> Result<(Arc<LiveTask>, TaskAccepted), ApiError> {
     request.validate()?;
+    if request.workload == Workload::Agent {
+        return crate::agents::start(plane, identity, request, correlation).await;
+    }
     let arrived = Instant::now();
     let model = request
         .model
         .clone()
         .unwrap_or_else(|| model_of_pool(plane, &request));
-    let engine = engine_request(&request, &model, false)?;
+    let engine = plane.engine_request(&request, &model)?;
     let submission = submit(plane, identity, &request, &engine)?;
-    let waiting = match &submission {
-        Submission::Placed(_) => Waiting {
-            position: 0,
-            estimated_start_ms: 0,
-        },
-        Submission::Waits(_, waiting) => *waiting,
-    };
-    let (task, accepted) = accept(plane, identity, &request, correlation, &submission, waiting)?;
-    let id = accepted.task_id.clone();
+    let (task, accepted) = accept(plane, identity, &request, correlation, &submission)?;
     let stored_since = Instant::now();
-    if let Err(error) = plane.store.insert_task(record(&task)).await {
-        plane.tasks.remove(&id);
-        return Err(not_stored(&id, &error));
-    }
+    put_into_store(plane, &task, &accepted.task_id).await?;
     let runner = Runner {
         plane: plane.clone(),
-        task: task.clone(),
+        ending: Ending::new(plane.clone(), task.clone()),
         engine,
         job: Job {
             path: Uri::from_static("/"),
@@ -63,17 +55,26 @@ pub(crate) async fn start(
             places: adapter_host::Places::default(),
             model: None,
             stream_instead: false,
-            headers: engine_headers(headers, &correlation.0),
+            correlation_id: correlation.0.clone(),
+            headers: engine_headers(headers),
             arrived,
             stored_for: stored_since.elapsed(),
         },
         deadline: request.deadline_ms.map(|ms| arrived + Duration::from_millis(ms)),
-        over: false,
     };
     plane
         .shutdown
         .spawn("task", daemon::shutdown::Kind::Work, runner.run(submission));
     Ok((task, accepted))
+}
+
+/// A task that cannot be stored is not taken.
+pub(crate) async fn put_into_store(plane: &Plane, task: &LiveTask, id: &TaskId) -> Result<(), ApiError> {
+    let stored = plane.store.insert_task(record(task)).await;
+    stored.map_err(|error| {
+        plane.tasks.remove(id);
+        not_stored(id, &error)
+    })
 }
 
 fn not_stored(id: &TaskId, error: &store::StoreError) -> ApiError {
@@ -145,22 +146,31 @@ fn submit(
         })
 }
 
-fn accept(
+/// Makes the task visible, as placed or waiting.
+pub(crate) fn accept(
     plane: &SharedPlane,
     identity: &Identity,
     request: &TaskRequest,
     correlation: &Correlation,
     submission: &Submission,
-    waiting: Waiting,
 ) -> Result<(Arc<LiveTask>, TaskAccepted), ApiError> {
+    let waiting = match submission {
+        Submission::Placed(_) => Waiting {
+            position: 0,
+            estimated_start_ms: 0,
+        },
+        Submission::Waits(_, waiting) => *waiting,
+    };
     let id = request.task_id.clone().unwrap_or_else(TaskId::generate);
     let created_ms = now_ms();
     let view = TaskView {
         task_id: id.clone(),
         session_id: request.session_id.clone(),
         workload: request.workload,
+        dialect: None,
         priority: request.priority,
         model: request.model.clone(),
+        agent: request.agent.clone(),
         owner: identity.owner.to_string(),
         state: TaskState::Queued,
         position: None,
@@ -226,14 +236,24 @@ pub(crate) fn record(task: &LiveTask) -> store::TaskRecord {
     }
 }
 
-/// Runs one task. Dropped before its end, it tells the task's readers that it will not come.
+/// Where a task was placed, and why.
+pub(crate) fn decision(grant: &Grant) -> PlacementDecision {
+    let info = grant.info();
+    PlacementDecision {
+        pool_id: info.pool_id.clone(),
+        replica_id: info.replica_id.clone(),
+        node_id: info.node_id.clone(),
+        reasons: grant.reasons().to_strings(),
+    }
+}
+
+/// Runs one task.
 pub(crate) struct Runner {
     plane: SharedPlane,
-    task: Arc<LiveTask>,
+    ending: Ending,
     engine: EngineRequest,
     job: Job,
     deadline: Option<Instant>,
-    over: bool,
 }
 
 /// What a task has come to.
@@ -245,7 +265,7 @@ impl Runner {
     async fn run(mut self, submission: Submission) {
         self.job.path = Uri::from_static(self.engine.path);
         self.job.body = self.engine.body.clone();
-        let cancel = self.task.cancel.clone();
+        let cancel = self.ending.task.cancel.clone();
         let deadline = self.deadline;
         let expired = async move {
             match deadline {
@@ -261,8 +281,10 @@ impl Runner {
             done = self.work(submission) => done,
         };
         match outcome {
-            Ok(done) => self.end(Event::End(done.usage), TaskState::Completed, None),
-            Err(error) => self.fail(&error),
+            Ok(done) => self
+                .ending
+                .end(Event::End(done.usage), TaskState::Completed, None),
+            Err(error) => self.ending.fail(&error),
         }
     }
 
@@ -281,7 +303,7 @@ impl Runner {
             match self.read(answer).instrument(spans::stream()).await? {
                 Ok(done) => return Ok(done),
                 Err((grant, why)) => {
-                    lost(&grant, self.job.correlation_id(), &why);
+                    lost(&grant, &self.job.correlation_id, &why);
                     submission = grant.requeue().map_err(refused)?;
                 }
             }
@@ -291,12 +313,12 @@ impl Runner {
     /// Reads an answer to its end. The inner error is an answer that broke off before anything was told.
     async fn read(&self, answer: Answer) -> Result<Result<Done, (Grant, String)>, ApiError> {
         let Answer {
+            pool,
             grant,
             response,
             queued_for,
             ..
         } = answer;
-        let pool = self.plane.metrics.pool(&grant.info().pool_id);
         let mut body = response.into_body();
         let mut reader = TaskReader::new(self.engine.dialect);
         let mut first_token: Option<Duration> = None;
@@ -323,7 +345,9 @@ impl Runner {
                     pool.first_token(after);
                     grant.started();
                 }
-                self.task.append(events, |view| view.state = TaskState::Running);
+                self.ending
+                    .task
+                    .append(events, |view| view.state = TaskState::Running);
             }
             if reader.has_ended() || (!self.engine.streams && http_body::Body::is_end_stream(&body)) {
                 break None;
@@ -333,7 +357,7 @@ impl Runner {
             let ended = self.job.arrived.elapsed();
             let mut events = Vec::new();
             let told = reader.finish(|event| events.push(event))?;
-            self.task.append(events, |_| {});
+            self.ending.task.append(events, |_| {});
             crate::dispatch::read_out(body).await;
             pool.tokens(told);
             pool.ended(TaskOutcome::Completed);
@@ -346,7 +370,7 @@ impl Runner {
             pool.ended(TaskOutcome::Retried);
             return Ok(Err((grant, why)));
         }
-        lost(&grant, self.job.correlation_id(), &why);
+        lost(&grant, &self.job.correlation_id, &why);
         pool.ended(TaskOutcome::Failed);
         pool.tokens(reader.usage());
         grant.finish(Outcome::Failed);
@@ -357,70 +381,17 @@ impl Runner {
     }
 
     fn placed(&self, grant: &Grant) {
-        let info = grant.info();
-        let decision = PlacementDecision {
-            pool_id: info.pool_id.clone(),
-            replica_id: info.replica_id.clone(),
-            node_id: info.node_id.clone(),
-            reasons: grant.reasons().iter().map(|reason| reason.to_string()).collect(),
-        };
+        let (info, decision) = (grant.info(), decision(grant));
         let started = Event::Started {
             pool_id: info.pool_id.clone(),
             replica_id: info.replica_id.clone(),
             node_id: info.node_id.clone(),
+            level: None,
         };
-        self.task.append([started], |view| {
+        self.ending.task.append([started], |view| {
             view.state = TaskState::Placed;
             view.placements.push(decision);
         });
-    }
-
-    fn fail(&mut self, error: &ApiError) {
-        let state = match error.code {
-            ErrorCode::Cancelled => TaskState::Cancelled,
-            ErrorCode::DeadlineUnmet => TaskState::Expired,
-            ErrorCode::QueueFullDropLru => TaskState::Evicted,
-            _ => TaskState::Failed,
-        };
-        if let Some(internal) = &error.internal {
-            let task_id = self.task.lock().view.task_id.clone();
-            tracing::warn!(%task_id, %error, internal, "a task has failed");
-        }
-        let event = Event::Error {
-            code: error.code,
-            message: error.message.to_string(),
-            retriable: error.code.retriable(),
-            retry_after_ms: error.retry_after_ms,
-        };
-        self.end(event, state, Some(error));
-    }
-
-    fn end(&mut self, event: Event, state: TaskState, error: Option<&ApiError>) {
-        self.over = true;
-        let usage = match &event {
-            Event::End(usage) => Some(*usage),
-            _ => None,
-        };
-        self.task.append([event], |view| {
-            view.state = state;
-            view.ended_at = Some(rfc3339(now_ms()));
-            view.usage = usage;
-            view.error = error.map(|error| error.body(Some(view.correlation_id.clone())));
-        });
-        let id = self.task.lock().view.task_id.clone();
-        self.plane.tasks.ended(id);
-        self.plane.store.finish_task(record(&self.task));
-    }
-}
-
-impl Drop for Runner {
-    fn drop(&mut self) {
-        if !self.over {
-            self.fail(&ApiError::new(
-                ErrorCode::WorkerReset,
-                "the control plane was shut down before the task had ended",
-            ));
-        }
     }
 }
 

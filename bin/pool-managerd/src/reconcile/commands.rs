@@ -109,12 +109,13 @@ impl Reconciler {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let mut left = taken();
+        // Nobody asks an engine that is told to end whether it is well.
+        for attended in self.state.attended.values() {
+            attended.stop.cancel();
+        }
         if stop_engines {
             // Engines that were asked to end are killed after a while, so this is waited for beyond the deadline.
             left += self.fleet.stop_all(deadline + Duration::from_secs(20)).await;
-        }
-        for attended in self.state.attended.values() {
-            attended.stop.cancel();
         }
         self.attending.close();
         self.attending.wait().await;

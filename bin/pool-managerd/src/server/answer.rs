@@ -5,7 +5,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use futures_util::Stream;
+use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
@@ -21,6 +22,8 @@ pub(crate) enum ServerBody {
     Own(Full<Bytes>),
     /// An engine's, and the span that ends with it.
     Engine(DoorBody, Span),
+    /// An agent's events.
+    Lines(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
 }
 
 impl Body for ServerBody {
@@ -40,6 +43,10 @@ impl Body for ServerBody {
                 }
                 polled
             }
+            Self::Lines(lines) => lines
+                .as_mut()
+                .poll_next(cx)
+                .map(|piece| piece.map(|piece| Ok(Frame::data(piece)))),
         }
     }
 
@@ -47,6 +54,7 @@ impl Body for ServerBody {
         match self {
             Self::Own(body) => body.is_end_stream(),
             Self::Engine(body, _) => body.is_end_stream(),
+            Self::Lines(_) => false,
         }
     }
 
@@ -54,6 +62,7 @@ impl Body for ServerBody {
         match self {
             Self::Own(body) => body.size_hint(),
             Self::Engine(body, _) => body.size_hint(),
+            Self::Lines(_) => SizeHint::default(),
         }
     }
 }
@@ -81,4 +90,25 @@ pub(super) fn empty(status: StatusCode) -> Response<ServerBody> {
 
 pub(super) fn error(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Response<ServerBody> {
     json(code.http_status(), &ApiError::new(code, message).body(None))
+}
+
+/// What a HEAD gets: all but the body, whose length is told (RFC 9110, 9.3.2). Over HTTP/2 the server would send it.
+pub(super) fn without_body(response: Response<ServerBody>) -> Response<ServerBody> {
+    if let Some(len) = response.body().size_hint().exact() {
+        let (mut head, _) = response.into_parts();
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(len));
+        return Response::from_parts(head, ServerBody::Own(Full::default()));
+    }
+    response
+}
+
+/// The path is known, and the method means nothing there; `allow` names those that do (RFC 9110, 15.5.6).
+pub(super) fn wrong_method(allow: &'static str) -> Response<ServerBody> {
+    let message = format!("the method means nothing here; there is {allow}");
+    let mut response = error(ErrorCode::InvalidParams, message);
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(allow));
+    response
 }

@@ -17,8 +17,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Rooms;
 
-/// A connection has to bring its first request, TLS included, within this time.
-const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// The head of a request, and an idle HTTP/1.1 connection, may take this long.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -37,6 +35,8 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Limits {
     /// Connections that may be open at once.
     pub(crate) connections_max: usize,
+    /// How long a connection may take to bring its first request, TLS included.
+    pub(crate) first_request: Duration,
 }
 
 /// Serves until the shutdown begins; open connections finish what they carry.
@@ -50,7 +50,15 @@ pub(crate) async fn serve(
     let room = Arc::new(Semaphore::new(limits.connections_max.max(1)));
     let spawner = shutdown.clone();
     daemon::listen::accept_loop(listener, room, &shutdown, move |stream, peer, permit| {
-        let connection = carry(stream, peer, permit, rooms.clone(), tls.clone(), spawner.clone());
+        let connection = carry(
+            stream,
+            peer,
+            permit,
+            rooms.clone(),
+            tls.clone(),
+            limits,
+            spawner.clone(),
+        );
         spawner.spawn("connection", Kind::Work, connection);
     })
     .await
@@ -62,23 +70,24 @@ async fn carry(
     permit: OwnedSemaphorePermit,
     rooms: Arc<Rooms>,
     tls: Option<Arc<Watched<rustls::ServerConfig>>>,
+    limits: Limits,
     shutdown: Shutdown,
 ) {
     match tls {
-        None => speak(stream, false, rooms, shutdown).await,
+        None => speak(stream, false, rooms, limits, shutdown).await,
         Some(tls) => {
             let sides = Sides {
                 us: "node",
                 them: "control plane",
             };
-            match daemon::tls::accept(tls.current(), stream, sides, FIRST_REQUEST_TIMEOUT).await {
+            match daemon::tls::accept_tcp(tls.current(), stream, sides, limits.first_request).await {
                 Ok(stream) => {
                     let certified = stream
                         .get_ref()
                         .1
                         .peer_certificates()
                         .is_some_and(|chain| !chain.is_empty());
-                    speak(stream, certified, rooms, shutdown).await;
+                    speak(stream, certified, rooms, limits, shutdown).await;
                 }
                 Err(AcceptError::Refused { text }) => {
                     tracing::warn!(%peer, reason = text, "a TLS connection did not come about");
@@ -93,7 +102,7 @@ async fn carry(
     drop(permit);
 }
 
-async fn speak<S>(stream: S, certified: bool, rooms: Arc<Rooms>, shutdown: Shutdown)
+async fn speak<S>(stream: S, certified: bool, rooms: Arc<Rooms>, limits: Limits, shutdown: Shutdown)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -106,7 +115,7 @@ where
     });
     let builder = builder();
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let first_request = tokio::time::sleep(FIRST_REQUEST_TIMEOUT);
+    let first_request = tokio::time::sleep(limits.first_request);
     let mut first_request = std::pin::pin!(first_request);
     let (mut waiting, mut stopping) = (true, false);
     loop {

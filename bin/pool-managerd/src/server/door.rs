@@ -1,7 +1,5 @@
 //! `ANY /v2/engines/{pool}/{replica}/...`: the door for control planes on other machines.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use daemon::telemetry::{trace_context, tracing_enabled};
 use http::header::{
@@ -18,9 +16,6 @@ use tracing::{Instrument, Span};
 use super::Rooms;
 use super::answer::{ServerBody, error};
 use crate::door::{DoorError, chain};
-
-/// How long a request's body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -81,11 +76,11 @@ pub(super) async fn pass(
     };
     let (mut head, body) = request.into_parts();
     let limited = Limited::new(body, rooms.body_max_bytes).collect();
-    let body: Bytes = match tokio::time::timeout(BODY_TIMEOUT, limited).await {
+    let body: Bytes = match tokio::time::timeout(rooms.body_timeout, limited).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(failed)) if failed.is::<LengthLimitError>() => {
             let message = format!("the body is longer than {} bytes", rooms.body_max_bytes);
-            return error(ErrorCode::InvalidParams, message);
+            return error(ErrorCode::RequestTooLarge, message);
         }
         Ok(Err(_)) => return error(ErrorCode::InvalidParams, "the body broke off"),
         Err(_) => return error(ErrorCode::InvalidParams, "the body did not arrive in time"),
@@ -109,6 +104,7 @@ pub(super) async fn pass(
         Ok(response) => {
             let mut response = response.map(|body| ServerBody::Engine(body, span));
             strip(response.headers_mut());
+            strip_cross_origin(response.headers_mut());
             // Only the node itself may say that it refused.
             response.headers_mut().remove(NODE_REFUSAL_HEADER);
             response.extensions_mut().clear();
@@ -154,7 +150,7 @@ fn refused(refusal: &DoorError) -> Response<ServerBody> {
     response
 }
 
-fn holder(headers: &HeaderMap) -> ControlPlaneId {
+pub(super) fn holder(headers: &HeaderMap) -> ControlPlaneId {
     let named = headers
         .get(CONTROL_PLANE_HEADER)
         .and_then(|value| value.to_str().ok());
@@ -172,6 +168,19 @@ fn strip(headers: &mut HeaderMap) {
         .filter_map(|name| name.trim().parse().ok())
         .collect();
     for name in HOP_BY_HOP.iter().chain(&named) {
+        headers.remove(name);
+    }
+}
+
+/// Takes out what an engine says about pages of other origins. It speaks of its own address on loopback, which no
+/// browser can reach; who may use this door is not the engine's to say, and its `*` would let any page read answers.
+fn strip_cross_origin(headers: &mut HeaderMap) {
+    let said: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with("access-control-"))
+        .cloned()
+        .collect();
+    for name in said {
         headers.remove(name);
     }
 }
@@ -223,5 +232,21 @@ mod tests {
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["content-type", "traceparent"]);
+    }
+
+    #[test]
+    fn an_engine_opens_nothing_to_pages_of_others() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("access-control-allow-origin", "*"),
+            ("access-control-allow-credentials", "true"),
+            ("access-control-expose-headers", "x-own"),
+            ("content-type", "text/event-stream"),
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        strip_cross_origin(&mut headers);
+        let left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["content-type"]);
     }
 }

@@ -2,34 +2,26 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use pool_registry_types::{CallbackRegistration, PoolId, PoolStatus, RegisterRequest};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use task_api::ErrorCode;
 
 use super::Rooms;
 use super::answer::{ServerBody, empty, error, json};
+use super::read::{Bounds, read};
 use crate::callbacks::CallbackError;
 use crate::node::CommandError;
 use crate::reconcile::DRAIN_DEFAULT;
 
 /// These requests are a line.
-const BODY_BYTES_MAX: usize = 64 * 1024;
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+const LINE: Bounds = Bounds {
+    bytes_max: 64 * 1024,
+    timeout: Duration::from_secs(10),
+};
 /// Nobody waits longer for a drain.
 const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
-
-/// The whole node, in the shape of a registration, so that one that polls reads the same as one that is told.
-#[derive(Serialize)]
-struct Listing {
-    #[serde(flatten)]
-    node: RegisterRequest,
-    draining: bool,
-}
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +29,7 @@ struct DrainRequest {
     deadline_ms: Option<u64>,
 }
 
+/// The whole node, in the shape of a registration, so that one that polls reads the same as one that is told.
 pub(super) fn list(rooms: &Rooms) -> Response<ServerBody> {
     let (sequence, report) = rooms.reporter.next();
     let node = RegisterRequest {
@@ -44,18 +37,13 @@ pub(super) fn list(rooms: &Rooms) -> Response<ServerBody> {
         machine_id: rooms.identity.machine_id.clone(),
         address: rooms.identity.address.clone(),
         pools: report.pools,
+        draining: report.draining,
         capabilities: report.capabilities,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         incarnation: rooms.reporter.incarnation().to_owned(),
         sequence,
     };
-    json(
-        200,
-        &Listing {
-            node,
-            draining: report.draining,
-        },
-    )
+    json(200, &node)
 }
 
 pub(super) fn show(rooms: &Rooms, id: &str) -> Response<ServerBody> {
@@ -92,7 +80,7 @@ pub(super) fn status(rooms: &Rooms, id: &str) -> Response<ServerBody> {
 
 pub(super) async fn drain(rooms: &Rooms, id: &str, request: Request<Incoming>) -> Response<ServerBody> {
     let Ok(pool) = id.parse() else { return unknown(id) };
-    let asked: DrainRequest = match read(request, true).await {
+    let asked: DrainRequest = match read(request, LINE, true).await {
         Ok(asked) => asked,
         Err(refusal) => return *refusal,
     };
@@ -114,7 +102,7 @@ pub(super) async fn reload(rooms: &Rooms, id: &str) -> Response<ServerBody> {
 }
 
 pub(super) async fn register_callback(rooms: &Rooms, request: Request<Incoming>) -> Response<ServerBody> {
-    let asked: CallbackRegistration = match read(request, false).await {
+    let asked: CallbackRegistration = match read(request, LINE, false).await {
         Ok(asked) => asked,
         Err(refusal) => return *refusal,
     };
@@ -136,28 +124,4 @@ fn accepted(result: Result<(), CommandError>) -> Response<ServerBody> {
 fn unknown(id: &str) -> Response<ServerBody> {
     let shown: String = id.chars().take(128).collect();
     error(ErrorCode::NotFound, format!("this node has no pool {shown:?}"))
-}
-
-/// Reads a small JSON body. With `may_be_empty` nothing at all stands for the default.
-async fn read<T: DeserializeOwned>(
-    request: Request<Incoming>,
-    may_be_empty: bool,
-) -> Result<T, Box<Response<ServerBody>>> {
-    let refuse = |message: String| Box::new(error(ErrorCode::InvalidParams, message));
-    let limited = Limited::new(request.into_body(), BODY_BYTES_MAX).collect();
-    let body: Bytes = match tokio::time::timeout(BODY_TIMEOUT, limited).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(_)) => {
-            return Err(refuse(format!(
-                "the body broke off or is longer than {BODY_BYTES_MAX} bytes"
-            )));
-        }
-        Err(_) => return Err(refuse("the body did not arrive in time".to_owned())),
-    };
-    let text: &[u8] = if body.is_empty() && may_be_empty {
-        b"{}"
-    } else {
-        &body
-    };
-    serde_json::from_slice(text).map_err(|wrong| refuse(format!("the body: {wrong}")))
 }

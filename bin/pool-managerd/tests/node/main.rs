@@ -4,8 +4,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a broken assumption fails the test")]
 
+mod agents;
 mod bench;
 mod door;
 mod kept;
+mod pages;
 mod program;
 mod settings;

@@ -335,7 +335,7 @@ async fn the_door_passes_streams_refusals_and_cancels_over_http_2() {
 
     let huge = "x".repeat(100_001);
     let (status, body) = read(send(&client, "POST", CHAT, "", &huge).await).await;
-    assert_eq!(status, 400, "{body:?}");
+    assert_eq!(status, 413, "{body:?}");
 
     let mut broken = send(&client, "POST", CHAT, "", &slow).await.into_body();
     broken.frame().await.unwrap().unwrap();

@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
     prompt: String,
 
     /// The most tokens in one answer
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
 
     /// Write JSON

@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
     model: Option<String>,
 
     /// The most tokens in one answer
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
 
     #[command(flatten)]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use task_api::{Event, TaskAccepted, TaskList, TaskRequest, TaskView};
 
 use crate::client::{Client, ControlPlane, Events, segment};
-use crate::commands::interruptible;
+use crate::commands::{agent, interruptible};
 use crate::failure::{Exit, Failure};
 use crate::output::{dim, duration, name_of, print_json, print_table, state_cell, table};
 use crate::sse::ServerEvent;
@@ -40,7 +40,7 @@ enum Action {
     #[command(after_help = "Example:\n  remuda tasks list --limit 100")]
     List {
         /// How many at most
-        #[arg(long, default_value_t = 20, value_name = "N")]
+        #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
     /// Show one task: where it was placed and why, what it used, how it ended
@@ -93,7 +93,7 @@ struct Submit {
     priority: Class,
 
     /// The most tokens to generate
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
 
     /// How long it may take in all, such as 30s or 10m
@@ -195,7 +195,11 @@ fn tasks_table(tasks: &[TaskView]) -> comfy_table::Table {
         table.add_row([
             task.task_id.as_str().into(),
             state_cell(&name_of(&task.state)),
-            task.model.as_deref().unwrap_or("").into(),
+            task.model
+                .as_deref()
+                .or(task.agent.as_deref())
+                .unwrap_or("")
+                .into(),
             name_of(&task.priority).into(),
             task.owner.as_str().into(),
             task.created_at.as_str().into(),
@@ -222,6 +226,9 @@ fn task_table(task: &TaskView) -> comfy_table::Table {
     }
     facts.add_row(["workload", &name_of(&task.workload)]);
     facts.add_row(["class", &name_of(&task.priority)]);
+    if let Some(agent) = &task.agent {
+        facts.add_row(["agent", agent]);
+    }
     facts.add_row(["model", task.model.as_deref().unwrap_or("")]);
     facts.add_row(["owner", &task.owner]);
     if let Some(session) = &task.session_id {
@@ -419,8 +426,13 @@ fn print_for_people(event: &Event) {
             pool_id,
             replica_id,
             node_id,
+            level,
         } => {
-            anstream::eprintln!("{}", dim(format!("started: {pool_id}/{replica_id} on {node_id}")));
+            let level = level.map_or_else(String::new, |level| format!(", {}", name_of(&level)));
+            anstream::eprintln!(
+                "{}",
+                dim(format!("started: {pool_id}/{replica_id} on {node_id}{level}"))
+            );
         }
         Event::Token { t, .. } => {
             anstream::print!("{t}");
@@ -428,6 +440,12 @@ fn print_for_people(event: &Event) {
             let _ = std::io::stdout().flush();
         }
         Event::Output { value } => anstream::println!("{value}"),
+        Event::TextReplaced { .. }
+        | Event::Tool(_)
+        | Event::Files { .. }
+        | Event::Limit { .. }
+        | Event::EgressDenied { .. }
+        | Event::Raw { .. } => agent::print_note(event),
         Event::Metrics(_) | Event::Error { .. } => {}
         Event::End(usage) => {
             anstream::println!();

@@ -1,11 +1,12 @@
 //! `remuda up`: everything on this machine, until Ctrl-C.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use crate::answer;
+use crate::client::DEFAULT_URL;
 use crate::demo;
 use crate::failure::report;
 use crate::local::{Local, Wanted, engine_failure};
@@ -50,9 +51,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         model: arguments.model,
         slots: arguments.slots,
         for_one_run: false,
+        ..Wanted::default()
     };
     let local = Local::start(&wanted)?;
-    local.shutdown().listen_to_signals()?;
+    local.shutdown().listen_to_signals_in_terminal()?;
     let shown = Shown::new(false);
     let mut told = None;
     let ready = local.ready(&shown, |status| {
@@ -94,9 +96,8 @@ fn flags(arguments: &Arguments) -> Vec<String> {
 /// Says where it is and what to try.
 async fn welcome(local: &Local) {
     let url = local.url();
-    // Whoever may not list the models without a key needs one; an authority that this program does not know has the
-    // same effect, and a key that is shown in vain harms nobody.
-    let listed = match local.client(None) {
+    // Whoever may not list the models without a key needs one.
+    let listed = match local.client() {
         Ok(client) => answer::models(&client).await,
         Err(error) => Err(error),
     };
@@ -111,41 +112,88 @@ async fn welcome(local: &Local) {
         anstream::println!("{}", dim(demo::NOTE.replace("remuda run", "remuda up")));
     }
     let model = models.first().map_or(demo::NAME, String::as_str);
-    anstream::println!(
-        "\n{}\n{}\n",
-        bold("With curl:"),
-        curl_example(&url, model, needs_key)
-    );
-    anstream::println!(
-        "{}\n{}\n",
-        bold("With an OpenAI client:"),
-        python_example(&url, model, needs_key)
-    );
-    anstream::println!("{} remuda chat", bold("To talk with it:"));
+    let try_it = Example {
+        url: &url,
+        model,
+        needs_key,
+        ca: local.ca.as_deref(),
+    };
+    anstream::println!("\n{}\n{}\n", bold("With curl:"), try_it.curl());
+    anstream::println!("{}\n{}\n", bold("With an OpenAI client:"), try_it.python());
+    anstream::println!("{} {}", bold("To talk with it:"), try_it.chat());
 }
 
-fn curl_example(url: &str, model: &str, needs_key: bool) -> String {
-    let header = if needs_key {
-        " -H \"authorization: Bearer $REMUDA_API_KEY\""
-    } else {
-        ""
-    };
-    format!(
-        "  curl {url}/v1/chat/completions -H 'content-type: application/json'{header} \\\n    \
-         -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"3*67\"}}]}}'"
-    )
+/// What can be typed to try it.
+struct Example<'a> {
+    url: &'a str,
+    model: &'a str,
+    needs_key: bool,
+    /// The CA that clients have to be told of.
+    ca: Option<&'a Path>,
 }
 
-fn python_example(url: &str, model: &str, needs_key: bool) -> String {
-    let (import, key) = if needs_key {
-        ("import os\n  ", "os.environ[\"REMUDA_API_KEY\"]")
-    } else {
-        ("", "\"none\"")
-    };
-    format!(
-        "  {import}from openai import OpenAI\n  client = OpenAI(base_url=\"{url}/v1\", api_key={key})\n  \
-         question = [{{\"role\": \"user\", \"content\": \"3*67\"}}]\n  \
-         answer = client.chat.completions.create(model=\"{model}\", messages=question)\n  \
-         print(answer.choices[0].message.content)"
-    )
+impl Example<'_> {
+    fn curl(&self) -> String {
+        let Self { url, model, .. } = self;
+        let header = if self.needs_key {
+            " -H \"authorization: Bearer $REMUDA_API_KEY\""
+        } else {
+            ""
+        };
+        let ca = self
+            .ca
+            .map_or_else(String::new, |ca| format!("--cacert {} ", ca.display()));
+        format!(
+            "  curl {ca}{url}/v1/chat/completions -H 'content-type: application/json'{header} \\\n    \
+             -d '{{\"model\": \"{model}\", \"messages\": [{{\"role\": \"user\", \"content\": \"3*67\"}}]}}'"
+        )
+    }
+
+    fn python(&self) -> String {
+        let Self { url, model, .. } = self;
+        let mut lines = Vec::new();
+        if self.needs_key {
+            lines.push("import os".to_owned());
+        }
+        lines.push("from openai import OpenAI".to_owned());
+        let mut with = String::new();
+        if let Some(ca) = self.ca {
+            lines.push("import httpx, ssl".to_owned());
+            lines.push(format!(
+                "trust = ssl.create_default_context(cafile=\"{}\")",
+                ca.display()
+            ));
+            with = ", http_client=httpx.Client(verify=trust)".to_owned();
+        }
+        let key = if self.needs_key {
+            "os.environ[\"REMUDA_API_KEY\"]"
+        } else {
+            "\"none\""
+        };
+        lines.push(format!(
+            "client = OpenAI(base_url=\"{url}/v1\", api_key={key}{with})"
+        ));
+        lines.push("question = [{\"role\": \"user\", \"content\": \"3*67\"}]".to_owned());
+        lines.push(format!(
+            "answer = client.chat.completions.create(model=\"{model}\", messages=question)"
+        ));
+        lines.push("print(answer.choices[0].message.content)".to_owned());
+        format!("  {}", lines.join("\n  "))
+    }
+
+    fn chat(&self) -> String {
+        let url = match self.url == DEFAULT_URL {
+            true => String::new(),
+            false => format!(" --url {}", self.url),
+        };
+        let ca = self
+            .ca
+            .map_or_else(String::new, |ca| format!(" --ca {}", ca.display()));
+        let key = if self.needs_key {
+            " --api-key \"$REMUDA_API_KEY\""
+        } else {
+            ""
+        };
+        format!("remuda chat{url}{ca}{key}")
+    }
 }

@@ -246,6 +246,7 @@ pub fn engine_error(status: u16, body: &[u8]) -> ApiError {
             .is_some_and(|kind| kind == "invalid_request_error" || kind == "exceed_context_size_error")
         || (status == 500 && blames_request(&message));
     let code = match status {
+        413 => ErrorCode::RequestTooLarge,
         _ if is_clients => ErrorCode::InvalidParams,
         429 | 503 => ErrorCode::ReplicaExhausted,
         504 => ErrorCode::DecodeTimeout,
@@ -381,6 +382,13 @@ mod tests {
             "authentication_error",
             "invalid_api_key",
             "authentication_error",
+        );
+        check(
+            ErrorCode::RequestTooLarge,
+            413,
+            "invalid_request_error",
+            "REQUEST_TOO_LARGE",
+            "request_too_large",
         );
         check(
             ErrorCode::NotFound,
@@ -550,6 +558,7 @@ mod tests {
             engines,
             "no such model",
         );
+        check(413, r#"{"error":"big"}"#, ErrorCode::RequestTooLarge, "big");
         check(422, r#"{"detail":"bad"}"#, clients, "bad");
         check(400, r#"{"error":"bad"}"#, clients, "bad");
         check(500, "out of memory", engines, "out of memory");

@@ -62,13 +62,14 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-/// The dialect in which a workload is put to an engine.
-pub const fn dialect_of_workload(workload: Workload) -> Dialect {
+/// The dialect in which a workload is put to an engine. None: it is no engine's work.
+pub const fn dialect_of_workload(workload: Workload) -> Option<Dialect> {
     match workload {
-        Workload::Completion => Dialect::Completions,
-        Workload::Chat => Dialect::ChatCompletions,
-        Workload::Embedding => Dialect::Embeddings,
-        Workload::Rerank => Dialect::Rerank,
+        Workload::Completion => Some(Dialect::Completions),
+        Workload::Chat => Some(Dialect::ChatCompletions),
+        Workload::Embedding => Some(Dialect::Embeddings),
+        Workload::Rerank => Some(Dialect::Rerank),
+        Workload::Agent => None,
     }
 }
 
@@ -79,7 +80,11 @@ pub fn engine_request(
     model: &str,
     media_allowed: bool,
 ) -> Result<EngineRequest, ApiError> {
-    let dialect = dialect_of_workload(task.workload);
+    let Some(dialect) = dialect_of_workload(task.workload) else {
+        return Err(
+            ApiError::new(ErrorCode::InvalidParams, "no engine does this workload").with_param("workload"),
+        );
+    };
     let streams = can_stream(dialect);
     let prompt = task.prompt.as_deref();
     let mut body = Body {
@@ -102,6 +107,8 @@ pub fn engine_request(
             body.query = prompt;
             body.documents = task.input.as_ref();
         }
+        // Has no dialect, so it came no further than that.
+        Workload::Agent => {}
     }
     let body = Bytes::from(serde_json::to_vec(&body).expect("JSON values can always be written"));
     let rules = RequestRules {

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use pool_registry_types::{ModelInfo, NodeId, PoolId, ReplicaId};
+use pool_registry_types::{ModelInfo, NodeId, PoolId, PoolKind, ReplicaId};
 
 use crate::arena::{Arena, Key};
 use crate::pace::Pace;
@@ -57,7 +57,7 @@ impl Counts {
             self.ready += 1;
             self.ready_slots = self.ready_slots.saturating_add(slots);
         }
-        for at in dialect_places(replica.info.dialects) {
+        for at in spoken(replica) {
             self.speaks[at] += 1;
         }
     }
@@ -68,7 +68,7 @@ impl Counts {
             self.ready -= 1;
             self.ready_slots = self.ready_slots.saturating_sub(slots);
         }
-        for at in dialect_places(replica.info.dialects) {
+        for at in spoken(replica) {
             self.speaks[at] -= 1;
         }
     }
@@ -86,10 +86,18 @@ fn dialect_places(dialects: DialectSet) -> impl Iterator<Item = usize> {
         .chain(dialects.is_empty().then_some(7))
 }
 
-/// A name by which a model can be asked for.
+/// The places at which a replica counts: none for sandboxes, which speak no dialect at all.
+fn spoken(replica: &Replica) -> impl Iterator<Item = usize> {
+    let places = dialect_places(replica.info.dialects);
+    places.filter(|_| replica.info.kind == PoolKind::Engine)
+}
+
+/// A name by which a model, or an agent, can be asked for.
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) name: Arc<str>,
+    /// Whether it is an agent's name: those are names of their own.
+    pub(crate) is_agent: bool,
     /// What the model says of itself, where this name is its id and not an alias.
     pub(crate) described: Option<ModelInfo>,
     /// The pools that serve it, or did lately.
@@ -112,6 +120,7 @@ pub(crate) struct Fleet {
     pub(crate) models: Arena<Model>,
     pools_by_id: HashMap<PoolId, Key>,
     models_by_name: HashMap<Arc<str>, Key>,
+    agents_by_name: HashMap<Arc<str>, Key>,
     /// When which replica has to be looked at.
     pub(crate) timers: BTreeSet<(Moment, Key)>,
 }
@@ -124,6 +133,7 @@ impl Fleet {
             models: Arena::new(),
             pools_by_id: HashMap::new(),
             models_by_name: HashMap::new(),
+            agents_by_name: HashMap::new(),
             timers: BTreeSet::new(),
         }
     }
@@ -134,6 +144,10 @@ impl Fleet {
 
     pub(crate) fn model_key(&self, name: &str) -> Option<Key> {
         self.models_by_name.get(name).copied()
+    }
+
+    pub(crate) fn agent_key(&self, name: &str) -> Option<Key> {
+        self.agents_by_name.get(name).copied()
     }
 
     pub(crate) fn replica_key(&self, node: &NodeId, pool: &PoolId, replica: &ReplicaId) -> Option<Key> {
@@ -165,12 +179,10 @@ impl Fleet {
     fn insert(&mut self, now: Moment, update: &ReplicaUpdate) -> Key {
         let pool = self.intern_pool(now, &update.info.pool_id);
         let replica = Replica {
-            info: Arc::new(ReplicaInfo {
-                models: Vec::new(),
-                ..update.info.clone()
-            }),
+            info: Arc::new(update.info.clone()),
             status: update.status,
-            present: true,
+            // Until its update is taken, which makes its names known.
+            present: false,
             pool,
             models: Vec::new(),
             breaker: Breaker::Closed,
@@ -393,10 +405,13 @@ impl Fleet {
             .pool_key(&info.pool_id)
             .expect("a replica's pool is known before its models");
         let mut keys = Vec::new();
+        if info.kind == PoolKind::Agent {
+            return vec![self.intern_model(now, &info.engine, pool, true)];
+        }
         for model in &info.models {
             let names = std::iter::once(&model.id).chain(&model.aliases);
             for name in names {
-                let key = self.intern_model(now, name, pool);
+                let key = self.intern_model(now, name, pool, false);
                 if *name == model.id {
                     self.models[key].described = Some(model.clone());
                 }
@@ -408,15 +423,20 @@ impl Fleet {
         keys
     }
 
-    fn intern_model(&mut self, now: Moment, name: &str, pool: Key) -> Key {
-        let key = self.model_key(name).unwrap_or_else(|| {
+    fn intern_model(&mut self, now: Moment, name: &str, pool: Key, is_agent: bool) -> Key {
+        let by_name = match is_agent {
+            true => &mut self.agents_by_name,
+            false => &mut self.models_by_name,
+        };
+        let key = by_name.get(name).copied().unwrap_or_else(|| {
             let name: Arc<str> = Arc::from(name);
             let key = self.models.insert(Model {
                 name: name.clone(),
+                is_agent,
                 described: None,
                 serving: Vec::new(),
             });
-            self.models_by_name.insert(name, key);
+            by_name.insert(name, key);
             key
         });
         let serving = &mut self.models[key].serving;
@@ -441,7 +461,10 @@ impl Fleet {
                 .retain(|serving| serving.counts.known > 0 || !old(serving.last_present));
             if model.serving.is_empty() {
                 let model = self.models.remove(key).expect("it was there just now");
-                self.models_by_name.remove(&model.name);
+                match model.is_agent {
+                    true => self.agents_by_name.remove(&model.name),
+                    false => self.models_by_name.remove(&model.name),
+                };
             }
         }
         let pools: Vec<Key> = self.pools.iter().map(|(key, _)| key).collect();

@@ -28,16 +28,17 @@ pub(crate) struct Wants<'a> {
     pub(crate) failed: Option<&'a Failed>,
 }
 
-/// What a task would find warm: its session, then its prefixes, the longest first.
+/// What a task would find warm: its session, then its owner's own things, then its prefixes, the longest first.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WarmKeys {
     session: Option<u64>,
+    owner: Option<u64>,
     prefixes: [u64; PREFIXES_MAX],
     prefixes_len: u8,
 }
 
 impl WarmKeys {
-    pub(crate) fn new(session: Option<u64>, prefixes: &[u64]) -> Self {
+    pub(crate) fn new(session: Option<u64>, owner: Option<u64>, prefixes: &[u64]) -> Self {
         let mut kept = [0; PREFIXES_MAX];
         let mut prefixes_len = 0;
         for (place, prefix) in kept.iter_mut().zip(prefixes) {
@@ -46,6 +47,7 @@ impl WarmKeys {
         }
         Self {
             session,
+            owner,
             prefixes: kept,
             prefixes_len,
         }
@@ -60,6 +62,7 @@ impl WarmKeys {
         self.session
             .map(|key| (key, Reason::SessionWarm))
             .into_iter()
+            .chain(self.owner.map(|key| (key, Reason::OwnerWarm)))
             .chain(prefixes)
     }
 }
@@ -215,6 +218,11 @@ fn choose_warm(
                 continue;
             }
             answer = Warm::TooBusy;
+            // What an owner has on a node is worth more than an even load.
+            let margin = match reason {
+                Reason::OwnerWarm => WHOLE,
+                _ => margin,
+            };
             let same_wish = prefers(wants.wishes, &known.info.pool_id) == best.preferred;
             if let Some(rank) = known.rank
                 && same_wish
@@ -229,4 +237,79 @@ fn choose_warm(
         }
     }
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use pool_registry_types::{Dialect, PoolKind};
+
+    use crate::testing::{Bench, model, place_of, pool, replica};
+    use crate::{DialectSet, Refusal, ReplicaUpdate, Settings, Target, TaskSpec};
+
+    /// The sandboxes of a node for an agent.
+    fn sandboxes(node: &str, pool_id: &str, agent: &str) -> ReplicaUpdate {
+        let mut update = replica(node, pool_id, "sandboxes", "");
+        update.info.kind = PoolKind::Agent;
+        agent.clone_into(&mut update.info.engine);
+        update.info.models.clear();
+        update.info.dialects = DialectSet::EMPTY;
+        update
+    }
+
+    fn for_owner(agent: &str, owner: u64) -> TaskSpec<'_> {
+        TaskSpec {
+            owner: Some(owner),
+            ..TaskSpec::new(Target::Agent(agent))
+        }
+    }
+
+    #[test]
+    fn an_agent_is_no_model_and_a_model_no_agent() {
+        let mut bench = Bench::new(Settings::default());
+        bench.up(sandboxes("n1", "claude", "claude"));
+        bench.up(replica("n1", "engines", "r0", "demo"));
+        let placed = bench.placed(&TaskSpec::new(Target::Agent("claude")));
+        assert_eq!(place_of(&placed), "claude/sandboxes/n1");
+        let refusal = |bench: &mut Bench, spec: &TaskSpec<'_>| bench.submit(spec).unwrap_err();
+        assert_eq!(refusal(&mut bench, &model("claude")), Refusal::NoSuchModel);
+        let demo = TaskSpec::new(Target::Agent("demo"));
+        assert_eq!(refusal(&mut bench, &demo), Refusal::NoSuchAgent);
+        let (claude, engines) = (pool("claude"), pool("engines"));
+        let in_pool = |pool| {
+            TaskSpec::new(Target::AgentInPool {
+                agent: "claude",
+                pool,
+            })
+        };
+        assert_eq!(refusal(&mut bench, &in_pool(&engines)), Refusal::NoSuchAgent);
+        bench.placed(&in_pool(&claude));
+        let chat = TaskSpec {
+            dialects: DialectSet::from(Dialect::ChatCompletions),
+            ..TaskSpec::new(Target::Pool(&claude))
+        };
+        assert_eq!(refusal(&mut bench, &chat), Refusal::DialectUnsupported);
+        let models: Vec<String> = bench
+            .scheduler
+            .models()
+            .into_iter()
+            .map(|m| m.id.to_string())
+            .collect();
+        assert_eq!(models, ["demo"]);
+    }
+
+    #[test]
+    fn an_owners_tasks_go_where_the_sandbox_is_while_it_has_room() {
+        let mut bench = Bench::new(Settings::default());
+        for node in ["n1", "n2", "n3"] {
+            bench.up(sandboxes(node, "claude", "claude"));
+        }
+        let places: Vec<String> = (0..4)
+            .map(|_| place_of(&bench.placed(&for_owner("claude", 7))))
+            .collect();
+        assert!(places.iter().all(|place| *place == places[0]), "{places:?}");
+        let elsewhere = place_of(&bench.placed(&for_owner("claude", 7)));
+        assert_ne!(elsewhere, places[0], "the first node has four slots");
+        let another = place_of(&bench.placed(&for_owner("claude", 8)));
+        assert_ne!(another, places[0], "another owner goes by load");
+    }
 }

@@ -7,6 +7,8 @@ use std::fmt;
 pub enum Reason {
     /// The replica served this session before.
     SessionWarm,
+    /// The replica's node has what the owner's earlier tasks have left: a sandbox, a login.
+    OwnerWarm,
     /// The replica served a prompt with the same beginning before.
     PrefixWarm {
         /// Which of the prefixes that were given, 0 being the longest.
@@ -41,6 +43,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SessionWarm => f.write_str("has this session warm"),
+            Self::OwnerWarm => f.write_str("has this owner's sandbox"),
             Self::PrefixWarm { prefix: 0 } => {
                 f.write_str("has the longest known beginning of this prompt warm")
             }

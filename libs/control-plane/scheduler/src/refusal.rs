@@ -8,6 +8,9 @@ pub enum Refusal {
     /// No replica serves a model of this name, and none did lately.
     #[error("no replica serves this model")]
     NoSuchModel,
+    /// No pool is for this agent, and none was lately.
+    #[error("no pool is for this agent")]
+    NoSuchAgent,
     /// No node has a pool of this name, and none had lately.
     #[error("there is no such pool")]
     NoSuchPool,
@@ -71,9 +74,11 @@ impl Refusal {
     /// The API's code for it.
     pub const fn code(self) -> ErrorCode {
         match self {
-            Self::NoSuchModel | Self::NoSuchPool | Self::NoPoolAllowed | Self::DialectUnsupported => {
-                ErrorCode::NotFound
-            }
+            Self::NoSuchModel
+            | Self::NoSuchAgent
+            | Self::NoSuchPool
+            | Self::NoPoolAllowed
+            | Self::DialectUnsupported => ErrorCode::NotFound,
             Self::PoolUnready => ErrorCode::PoolUnready,
             Self::PoolUnavailable => ErrorCode::PoolUnavailable,
             Self::ReplicaExhausted => ErrorCode::ReplicaExhausted,
@@ -90,6 +95,7 @@ impl Refusal {
         match self {
             Self::QueueFull { retry_after_ms } | Self::Evicted { retry_after_ms } => Some(retry_after_ms),
             Self::NoSuchModel
+            | Self::NoSuchAgent
             | Self::NoSuchPool
             | Self::NoPoolAllowed
             | Self::DialectUnsupported

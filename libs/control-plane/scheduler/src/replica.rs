@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use pool_registry_types::{
-    ControlPlaneId, ModelInfo, NodeId, PoolId, PoolReport, ReplicaId, ReplicaReport, ReplicaState,
+    ControlPlaneId, ModelInfo, NodeId, PoolId, PoolKind, PoolReport, ReplicaId, ReplicaReport, ReplicaState,
 };
 
 use crate::arena::Key;
@@ -38,7 +38,9 @@ pub struct ReplicaInfo {
     pub pool_id: PoolId,
     /// Its name within node and pool.
     pub replica_id: ReplicaId,
-    /// The engine recipe's name.
+    /// What its pool is made of.
+    pub kind: PoolKind,
+    /// The engine recipe's name; the agent's, where the pool is of that kind.
     pub engine: String,
     /// The engine's own version.
     pub engine_version: String,
@@ -96,6 +98,7 @@ impl ReplicaUpdate {
                 address: address.to_owned(),
                 pool_id: pool.pool_id.clone(),
                 replica_id: replica.replica_id.clone(),
+                kind: pool.kind,
                 engine: replica.engine.clone(),
                 engine_version: replica.engine_version.clone(),
                 models: replica.models.clone(),
@@ -183,6 +186,10 @@ impl Replica {
     }
 
     pub(crate) fn speaks(&self, dialects: DialectSet) -> bool {
+        if self.info.kind == PoolKind::Agent {
+            // An agent speaks no dialect, and its not naming one is no doubt about it.
+            return dialects.is_empty();
+        }
         dialects.is_empty() || self.info.dialects.is_empty() || self.info.dialects.meets(dialects)
     }
 
@@ -226,7 +233,7 @@ impl Replica {
 
 #[cfg(test)]
 mod tests {
-    use pool_registry_types::{Dialect, PoolKind};
+    use pool_registry_types::Dialect;
 
     use super::*;
 

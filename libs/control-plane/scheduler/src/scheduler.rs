@@ -70,9 +70,6 @@ pub enum Effect {
     Placed(Placement),
     /// A waiting task will never run. It is forgotten already.
     Ended(TaskKey, Refusal),
-    /// The replica behind a lease is no longer known. The lease is still held: its holder goes on while bytes come,
-    /// otherwise calls `requeue` or `release`.
-    ReplicaLost(Lease),
     /// A replica that was taken out should be probed now; `bring_back` when it answers. Comes again with back-off.
     Probe(ReplicaKey, Arc<ReplicaInfo>),
 }

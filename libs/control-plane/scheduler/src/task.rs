@@ -56,6 +56,15 @@ pub enum Target<'a> {
         /// The pool.
         pool: &'a PoolId,
     },
+    /// Any pool of sandboxes for the agent.
+    Agent(&'a str),
+    /// The sandboxes of one pool, if they are for the agent.
+    AgentInPool {
+        /// The agent's name.
+        agent: &'a str,
+        /// The pool.
+        pool: &'a PoolId,
+    },
 }
 
 /// A task as it is submitted. Borrows everything: nothing is allocated for a task that names no pools.
@@ -72,6 +81,9 @@ pub struct TaskSpec<'a> {
     /// A hash of the session. Must come from a keyed hash, because clients choose the text; one namespace for all
     /// owners would let one owner feel another's cache, so the owner belongs into it.
     pub session: Option<u64>,
+    /// A hash of the task's owner, where a replica keeps something of an owner's that others do not have: such a
+    /// replica is taken whenever it has room. From a keyed hash, as `session`.
+    pub owner: Option<u64>,
     /// Hashes of the prompt's beginnings, the longest first; at most [`PREFIXES_MAX`] are looked at. As for `session`,
     /// from a keyed hash.
     pub prefixes: &'a [u64],
@@ -90,6 +102,7 @@ impl<'a> TaskSpec<'a> {
             priority: Priority::Interactive,
             placement: None,
             session: None,
+            owner: None,
             prefixes: &[],
             deadline: None,
             may_wait: true,

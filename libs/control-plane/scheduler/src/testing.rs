@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pool_registry_types::{Dialect, ModelInfo, NodeId, PoolId, ReplicaId, ReplicaState};
+use pool_registry_types::{Dialect, ModelInfo, NodeId, PoolId, PoolKind, ReplicaId, ReplicaState};
 
 use crate::{
     Admission, DialectSet, Effect, Effects, Lease, Moment, Placement, ReplicaInfo, ReplicaKey, ReplicaStatus,
@@ -25,12 +25,14 @@ pub(crate) fn replica(node: &str, pool_id: &str, replica: &str, model: &str) -> 
             address: format!("http://{node}:9200"),
             pool_id: pool(pool_id),
             replica_id: ReplicaId::new(replica).unwrap(),
+            kind: PoolKind::Engine,
             engine: "llamacpp".to_owned(),
             engine_version: String::new(),
             models: vec![ModelInfo {
                 id: model.to_owned(),
                 aliases: Vec::new(),
                 context_length: None,
+                media: false,
             }],
             dialects: DialectSet::from(Dialect::ChatCompletions),
             cancel_on_stream_only: false,

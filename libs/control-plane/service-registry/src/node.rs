@@ -79,8 +79,15 @@ pub struct NodeEntry {
     pub(crate) drained_by_us: bool,
     pub(crate) incarnation: String,
     pub(crate) sequence: u64,
-    pub(crate) former: VecDeque<String>,
+    pub(crate) former: VecDeque<Former>,
     pub(crate) pools: BTreeMap<PoolId, PoolEntry>,
+}
+
+/// A start of the node whose place a later one has taken.
+#[derive(Clone, Debug)]
+pub(crate) struct Former {
+    pub(crate) incarnation: String,
+    pub(crate) address: String,
 }
 
 /// How long ago the node was heard from, in the steps that matter.
@@ -121,13 +128,15 @@ impl NodeEntry {
 
     pub(crate) fn forget_incarnation(&mut self, next: &str) {
         if self.incarnation != next && !self.incarnation.is_empty() {
-            let former = std::mem::take(&mut self.incarnation);
-            self.former.push_back(former);
+            self.former.push_back(Former {
+                incarnation: std::mem::take(&mut self.incarnation),
+                address: self.address.clone(),
+            });
             if self.former.len() > INCARNATIONS_MAX {
                 self.former.pop_front();
             }
         }
-        self.former.retain(|former| former != next);
+        self.former.retain(|former| former.incarnation != next);
         next.clone_into(&mut self.incarnation);
     }
 

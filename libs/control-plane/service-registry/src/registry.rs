@@ -55,7 +55,7 @@ pub enum Applied {
 }
 
 /// Why a report was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The node is not known, or it was started anew since it registered: it has to register.
     #[error("this node is not registered")]
@@ -72,6 +72,14 @@ pub enum Refusal {
     /// The node reports for itself; a report that was read off it says nothing newer.
     #[error("this node reports for itself")]
     ReportsItself,
+    /// Another node, at another address, is alive under the same name. Machines that were copied are like that.
+    #[error(
+        "another node of this name is alive at {address}; give each an own POOL_MANAGERD_NODE_ID, or stop that one"
+    )]
+    NameTaken {
+        /// Where the other one is.
+        address: String,
+    },
 }
 
 /// Every node that is known.
@@ -123,6 +131,10 @@ impl Registry {
         if polled && !node.incarnation.is_empty() && node.liveness != Liveness::Offline {
             return Err(Refusal::ReportsItself);
         }
+        if !polled && node.is_alive_elsewhere(&request.incarnation, &request.address) {
+            let address = node.address.clone();
+            return Err(Refusal::NameTaken { address });
+        }
         if node.has_superseded(&request.incarnation) {
             return Ok(Applied::Late);
         }
@@ -132,20 +144,18 @@ impl Registry {
             }
         } else {
             node.begin_incarnation(&request.incarnation);
-            node.draining_itself = false;
         }
         let moved = node.address != request.address;
         node.machine_id = request.machine_id;
         node.address = request.address;
         node.capabilities = request.capabilities;
         node.version = request.version;
-        let draining = node.draining_itself;
         node.take_report(
             now,
             Report {
                 pools,
                 sequence: request.sequence,
-                draining,
+                draining: request.draining,
                 moved,
             },
             changes,
@@ -173,7 +183,7 @@ impl Registry {
             last_seen: now,
             clock_ahead_ms: None,
             liveness: Liveness::Online,
-            draining_itself: false,
+            draining_itself: request.draining,
             drained_by_us: false,
             incarnation: request.incarnation,
             sequence: request.sequence,
@@ -184,7 +194,7 @@ impl Registry {
         changes.push(Change::Node {
             node_id: node.node_id.clone(),
             from: None,
-            to: Some(NodeState::Online),
+            to: Some(node.state()),
         });
         node.put_pools(request.pools, request.sequence, changes);
         Ok(Applied::Taken)
@@ -341,15 +351,34 @@ impl NodeEntry {
     /// up. So this holds as long as the later one is heard from: when it falls silent and the other one still speaks,
     /// it was the other way round.
     fn has_superseded(&self, incarnation: &str) -> bool {
-        self.liveness == Liveness::Online && self.former.iter().any(|former| former == incarnation)
+        self.liveness == Liveness::Online
+            && self.former.iter().any(|former| former.incarnation == incarnation)
+    }
+
+    /// Whether the name belongs to a node at another address that has missed no heartbeat. A node that was started anew
+    /// is at the same address, or the earlier start of it falls silent.
+    fn is_alive_elsewhere(&self, incarnation: &str, address: &str) -> bool {
+        self.liveness == Liveness::Online
+            && !self.incarnation.is_empty()
+            && self.incarnation != incarnation
+            && self.address != address
     }
 
     /// What becomes of a report that is not of the present incarnation and no registration.
     fn of_another_incarnation(&self, incarnation: &str) -> Result<Applied, Refusal> {
-        if self.has_superseded(incarnation) {
-            Ok(Applied::Late)
-        } else {
-            Err(Refusal::Unknown)
+        let former = self
+            .former
+            .iter()
+            .find(|former| former.incarnation == incarnation);
+        match former {
+            // It lost its name while it was silent, and is alive after all.
+            Some(former) if self.is_alive_elsewhere(incarnation, &former.address) => {
+                Err(Refusal::NameTaken {
+                    address: self.address.clone(),
+                })
+            }
+            Some(_) if self.has_superseded(incarnation) => Ok(Applied::Late),
+            Some(_) | None => Err(Refusal::Unknown),
         }
     }
 

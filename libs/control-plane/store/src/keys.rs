@@ -164,6 +164,18 @@ impl KeyTable {
             let bad = |why| StoreError::BadKeyList { number: at + 1, why };
             let (owner, role, secret) =
                 split_entry(entry).map_err(|_| bad("has a role that is none of user, admin, node"))?;
+            let is_named = secret.len() < entry.len();
+            if !is_named && secret.contains(':') {
+                return Err(bad(
+                    "has a `:` and no owner before it; right would be KEY, OWNER=KEY or OWNER:ROLE=KEY",
+                ));
+            }
+            if !is_named && secret.trim_matches('=').is_empty() {
+                return Err(bad("is empty; right would be KEY, OWNER=KEY or OWNER:ROLE=KEY"));
+            }
+            if is_named && check_field("owner", owner).is_err() {
+                return Err(bad("has no owner of 1 to 128 characters before its `=`"));
+            }
             if secret.len() > PRESENTED_LEN_MAX {
                 return Err(bad("is longer than 1,024 bytes"));
             }
@@ -383,6 +395,12 @@ mod tests {
             ("good,bob:king=s3cr3t", 2),
             ("s3cr 3t", 1),
             ("a,b,s3cr3t\u{7f}", 3),
+            (":::", 1),
+            ("a,bob:s3cr3t", 2),
+            ("=s3cr3t", 1),
+            (":admin=s3cr3t", 1),
+            ("bob:=s3cr3t", 1),
+            ("good,==", 2),
         ] {
             let error = KeyTable::from_settings(settings).unwrap_err();
             assert!(

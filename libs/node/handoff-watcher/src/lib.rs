@@ -4,7 +4,7 @@
 //! Does not own: what a handoff means. It is a hint; whoever uses one probes its URL first.
 //!
 //! ```text
-//! write ──▶ .<name>.<random> ──rename──▶ <pool>_<replica>.json
+//! write ──▶ .handoff-<name>-<random> ──rename──▶ <pool>_<replica>.json
 //!                                              │ inotify event, or the next scan
 //!                                              ▼
 //!            scan ──▶ parse each changed file ──▶ HandoffSet { handoffs, problems } ──watch──▶ the node
@@ -23,4 +23,4 @@ mod write;
 pub use liveness::{Liveness, liveness};
 pub use parse::{FILE_BYTES_MAX, FileProblem, parse};
 pub use watcher::{FILES_MAX, HandoffSet, Observe, WatchOptions, Watcher};
-pub use write::{WriteError, remove, write};
+pub use write::{WriteError, remove, remove_halves, write};

@@ -291,7 +291,7 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).expect("the flag is a small number");
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::from(ErrorKind::InvalidInput));
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is no ordinary file"));
     }
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;

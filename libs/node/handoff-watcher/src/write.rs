@@ -19,7 +19,8 @@ pub struct WriteError {
 /// Writes a handoff, creating the directory when it is missing. On return the file is complete and on disk under its
 /// final name, with the old content replaced in one step. Gives the file's path.
 pub fn write(directory: &Path, handoff: &Handoff) -> Result<PathBuf, WriteError> {
-    let path = directory.join(Handoff::file_name(&handoff.pool_id, &handoff.replica_id));
+    let name = Handoff::file_name(&handoff.pool_id, &handoff.replica_id);
+    let path = directory.join(&name);
     let failed = |what: &'static str| {
         let path = path.clone();
         move |source: io::Error| WriteError { what, path, source }
@@ -27,7 +28,7 @@ pub fn write(directory: &Path, handoff: &Handoff) -> Result<PathBuf, WriteError>
     fs::create_dir_all(directory).map_err(failed("make the directory of"))?;
     // The dot keeps the watcher from looking at it; the file disappears with this value unless it gets its name.
     let mut file = tempfile::Builder::new()
-        .prefix(".handoff-")
+        .prefix(&temporary_prefix(&name))
         .suffix(".tmp")
         .tempfile_in(directory)
         .map_err(failed("write a file beside"))?;
@@ -38,6 +39,27 @@ pub fn write(directory: &Path, handoff: &Handoff) -> Result<PathBuf, WriteError>
     file.persist(&path)
         .map_err(|error| failed("rename the new file to")(error.error))?;
     Ok(path)
+}
+
+/// Removes what writers of this replica's handoff that were killed in the middle of it have left. Only for whoever is
+/// its one writer now.
+pub fn remove_halves(directory: &Path, pool: &PoolId, replica: &ReplicaId) {
+    let prefix = temporary_prefix(&Handoff::file_name(pool, replica));
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(prefix.as_bytes())
+        {
+            // What cannot be removed harms nobody: no reader looks at it.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Says whose it is, so that it can be told from one that is just being written.
+fn temporary_prefix(name: &str) -> String {
+    format!(".handoff-{name}-")
 }
 
 /// Removes a handoff. One that is not there is as good.
@@ -79,6 +101,26 @@ mod tests {
             remove(&directory, &handoff.pool_id, &handoff.replica_id).unwrap();
         }
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn halves_are_removed_and_those_of_others_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = [
+            ".handoff-p_r.json-aBc123.tmp",
+            ".handoff-p_r2.json-aBc123.tmp",
+            "p_r.json",
+        ];
+        for name in names {
+            fs::write(directory.path().join(name), "{").unwrap();
+        }
+        remove_halves(
+            directory.path(),
+            &PoolId::new("p").unwrap(),
+            &ReplicaId::new("r").unwrap(),
+        );
+        let left = names.map(|name| directory.path().join(name).exists());
+        assert_eq!(left, [false, true, true]);
     }
 
     #[test]

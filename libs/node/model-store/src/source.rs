@@ -51,6 +51,11 @@ pub enum SourceError {
     /// Not an address.
     #[error("{0:?} is no address: {1}")]
     Url(String, String),
+    /// An address of a kind that nothing is got from.
+    #[error(
+        "{0:?} is of no kind that models are got from; a source is a path, hf:ORG/REPO/FILE, or https:..."
+    )]
+    Scheme(String),
     /// The address holds a password.
     #[error("the address holds a password, which would be kept and shown: leave it out")]
     Password,
@@ -150,7 +155,7 @@ impl fmt::Display for Source {
             Place::File(path) => {
                 // Said only where the path could be taken for something else.
                 let text = path.to_string_lossy();
-                let ambiguous = text.starts_with("file:") || Self::is_remote(&text);
+                let ambiguous = text.starts_with("file:") || Self::is_remote(&text) || has_scheme(&text);
                 write!(f, "{}{text}", if ambiguous { "file:" } else { "" })?;
             }
         }
@@ -180,10 +185,24 @@ fn parse_place(text: &str) -> Result<Place, SourceError> {
         }
         return Ok(Place::Url(url));
     }
+    // Nobody has a directory named `ftp:`, and "no such file" would say nothing of what is wrong.
+    if !text.starts_with("file:") && has_scheme(text) {
+        return Err(SourceError::Scheme(text.to_owned()));
+    }
     match text.strip_prefix("file:").unwrap_or(text) {
         "" => Err(SourceError::Empty),
         path => Ok(Place::File(PathBuf::from(path))),
     }
+}
+
+/// Whether it begins as an address does (RFC 3986, 3.1).
+fn has_scheme(text: &str) -> bool {
+    text.split_once("://").is_some_and(|(scheme, _)| {
+        !scheme.is_empty()
+            && scheme
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+    })
 }
 
 fn parse_hub(text: &str) -> Option<HubFile> {
@@ -302,6 +321,13 @@ mod tests {
             Err(SourceError::Password)
         );
         assert!("https://".parse::<Source>().is_err());
+        assert_eq!(
+            "ftp://x/m".parse::<Source>(),
+            Err(SourceError::Scheme("ftp://x/m".to_owned()))
+        );
+        let odd: Source = "file:ftp://x/m".parse().unwrap();
+        assert_eq!(odd.place, Place::File("ftp://x/m".into()));
+        assert_eq!(odd.to_string().parse::<Source>().unwrap(), odd);
         assert!("m.gguf#sha256=12".parse::<Source>().is_err());
         assert_eq!("".parse::<Source>(), Err(SourceError::Empty));
     }

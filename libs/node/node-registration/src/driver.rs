@@ -174,6 +174,7 @@ impl Peer {
                 machine_id: self.options.machine_id.clone(),
                 address: self.options.address.clone(),
                 pools: report.pools,
+                draining: report.draining,
                 capabilities: capabilities.clone(),
                 version: self.options.version.clone(),
                 incarnation,
@@ -215,6 +216,10 @@ impl Peer {
     }
 
     async fn deregister(&self) {
+        if matches!(*self.standing.borrow(), Standing::Refused(_)) {
+            // The name may be another node's, which goes on.
+            return;
+        }
         let url = format!("{}/v2/nodes/{}", self.url, self.options.node_id);
         let request = self
             .authorised(self.options.client.delete(url))

@@ -1,8 +1,8 @@
 //! Child processes that never outlive their purpose: the one crate with unsafe code.
 //!
 //! Owns: starting a child in its own session ([`spawn`]), keeping its output in a bounded log ([`log`]), ending it,
-//! naming a process so that a reused process id is never mistaken for it ([`Identity`]), and lock files
-//! ([`LockFile`]). Does not own: what is started and why, and when it is started again.
+//! naming a process so that a reused process id is never mistaken for it ([`Identity`]), steps between fork and exec
+//! (`prepare`), and lock files ([`LockFile`]). Does not own: what is started and why, and when it is started again.
 //!
 //! Invariants:
 //! - A child of [`Lifetime::Tied`] dies with this process, however this process dies. On Linux the kernel sees to it
@@ -24,6 +24,8 @@ compile_error!("Remuda's nodes run on Linux and other Unix systems");
 mod identity;
 mod lock;
 pub mod log;
+#[cfg(target_os = "linux")]
+pub mod prepare;
 mod spawn;
 
 pub use identity::{Identity, terminate, wait_until_gone};

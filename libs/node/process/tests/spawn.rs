@@ -102,8 +102,8 @@ fn a_grandchild_does_not_outlive_a_child_that_ended_by_itself() {
 
 #[test]
 fn a_tied_child_dies_when_it_is_dropped_and_a_detached_one_does_not() {
-    let (tied, _) = start("sleep 600", Lifetime::Tied);
-    let (detached, _) = start("sleep 600", Lifetime::Detached);
+    let (tied, _) = start("exec sleep 600", Lifetime::Tied);
+    let (detached, _) = start("exec sleep 600", Lifetime::Detached);
     let (tied_identity, detached_identity) = (tied.identity().clone(), detached.identity().clone());
     drop(tied);
     drop(detached);
@@ -163,7 +163,7 @@ const PARENT: &str = "REMUDA_TEST_PARENT_NOTE";
 #[test]
 fn a_tied_child_dies_with_its_parent_at_once() {
     if let Ok(note) = std::env::var(PARENT) {
-        let (child, _exits) = start("sleep 600", Lifetime::Tied);
+        let (child, _exits) = start("exec sleep 600", Lifetime::Tied);
         std::fs::write(&note, child.identity().pid.to_string()).unwrap();
         std::thread::sleep(Duration::from_secs(60));
         return;

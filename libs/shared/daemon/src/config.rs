@@ -74,7 +74,9 @@ use clap::{Arg, Command};
 pub use error::{ConfigError, Problem};
 pub use file::ConfigFile;
 pub use reference::{check_reference, reference};
-pub use values::{bytes, milliseconds, milliseconds_or_zero, seconds, seconds_or_zero};
+pub use values::{
+    bytes, http_address, milliseconds, milliseconds_or_zero, seconds, seconds_or_zero, some_bytes, whole,
+};
 
 /// The file that is read when none is named, if it is there.
 pub const DEFAULT_FILE: &str = "remuda.toml";

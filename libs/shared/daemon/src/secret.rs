@@ -22,6 +22,11 @@ impl Secret {
         &self.0
     }
 
+    /// Whether a header can carry it: visible ASCII characters and nothing else.
+    pub fn fits_header(&self) -> bool {
+        !self.0.is_empty() && self.0.bytes().all(|byte| byte.is_ascii_graphic())
+    }
+
     /// Whether somebody's bytes are this secret, in constant time for a given length.
     pub fn matches(&self, presented: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(presented).into()

@@ -8,16 +8,23 @@
 //! While stopping, listeners accept nothing more and [`Kind::Background`] tasks are dropped; [`Kind::Work`] goes on until
 //! it is done, the deadline has passed, or a second signal says that somebody does not want to wait. Then it is dropped
 //! as well. Everything that is spawned here is waited for: nothing outlives [`Shutdown::drain`].
+//!
+//! SIGHUP ends no daemon: it says that files have changed. Certificates are looked at again at once
+//! ([`Watched::follow`](crate::tls::Watched::follow)); settings are read at the start only, and the log says so. A
+//! program that lives in a terminal ends with it ([`Shutdown::listen_to_signals_in_terminal`]).
 
 use std::any::Any;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::sync::OnceLock;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,11 +48,19 @@ pub enum Drained {
     Aborted,
 }
 
+/// What SIGHUP means to the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hangup {
+    FilesChanged,
+    End,
+}
+
 /// The process's one shutdown. Clones are the same one.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
-    stop: CancellationToken,
-    abort: CancellationToken,
+    stop: Signal,
+    abort: Signal,
+    hangup: Arc<Notify>,
     tracker: TaskTracker,
     fault: Arc<OnceLock<String>>,
 }
@@ -56,23 +71,59 @@ impl Shutdown {
         Self::default()
     }
 
-    /// From now on SIGTERM and SIGINT begin the shutdown, and a second one cuts it short. Needs a runtime.
+    /// From now on SIGTERM and SIGINT begin the shutdown, a second one cuts it short, and SIGHUP says that files have
+    /// changed. Needs a runtime.
     ///
     /// # Errors
     /// When the signal handlers cannot be installed.
     pub fn listen_to_signals(&self) -> std::io::Result<JoinHandle<()>> {
+        self.listen(Hangup::FilesChanged)
+    }
+
+    /// The same for a program in a terminal: SIGHUP says that the terminal has gone, and begins the shutdown, too. Where
+    /// SIGHUP was ignored when the program started (`nohup`), it stays so.
+    ///
+    /// # Errors
+    /// When the signal handlers cannot be installed.
+    pub fn listen_to_signals_in_terminal(&self) -> std::io::Result<JoinHandle<()>> {
+        self.listen(Hangup::End)
+    }
+
+    fn listen(&self, on_hangup: Hangup) -> std::io::Result<JoinHandle<()>> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = match on_hangup {
+            Hangup::End if hangup_is_ignored() => None,
+            Hangup::End | Hangup::FilesChanged => Some(signal(SignalKind::hangup())?),
+        };
         let shutdown = self.clone();
         Ok(tokio::spawn(async move {
             loop {
+                let hung_up = async {
+                    match &mut hangup {
+                        Some(hangup) => hangup.recv().await,
+                        None => std::future::pending().await,
+                    }
+                };
                 let name = tokio::select! {
                     _ = terminate.recv() => "SIGTERM",
                     _ = interrupt.recv() => "SIGINT",
+                    _ = hung_up => {
+                        if on_hangup == Hangup::FilesChanged {
+                            tracing::info!(
+                                signal = "SIGHUP",
+                                "certificates are looked at again; settings are read at the start only: to change \
+                                 them, restart"
+                            );
+                            shutdown.hangup.notify_waiters();
+                            continue;
+                        }
+                        "SIGHUP"
+                    }
                 };
                 if shutdown.is_stopping() {
                     tracing::warn!(signal = name, "second signal: dropping what is left");
-                    shutdown.abort.cancel();
+                    shutdown.abort.raise();
                     return;
                 }
                 tracing::info!(
@@ -86,7 +137,7 @@ impl Shutdown {
 
     /// Begins the shutdown. Doing it again changes nothing.
     pub fn stop(&self) {
-        self.stop.cancel();
+        self.stop.raise();
     }
 
     /// Begins the shutdown because something that must not end has ended. The process's exit code will say so.
@@ -95,7 +146,7 @@ impl Shutdown {
         tracing::error!(fault = text, "stopping because of a fault");
         // Only the first fault is kept: the others follow from it.
         let _ = self.fault.set(text);
-        self.stop.cancel();
+        self.stop.raise();
     }
 
     /// What made it fail, if anything did.
@@ -105,22 +156,33 @@ impl Shutdown {
 
     /// Whether it has begun.
     pub fn is_stopping(&self) -> bool {
-        self.stop.is_cancelled()
+        self.stop.is_raised()
     }
 
     /// Waits until it has begun. Cancel-safe.
     pub async fn stopped(&self) {
-        self.stop.cancelled().await;
+        self.stop.token.cancelled().await;
+    }
+
+    /// The same for a future that one task polls again and again, from its first poll to its last: it costs a load.
+    pub fn stopped_in_task(&self) -> impl Future<Output = ()> + use<> {
+        self.stop.clone().raised_in_task()
+    }
+
+    /// Waits for the next SIGHUP that says that files have changed. Cancel-safe; one that comes while nobody waits is
+    /// missed.
+    pub async fn files_changed(&self) {
+        self.hangup.notified().await;
     }
 
     /// Waits until work is to be dropped. Cancel-safe. Work on a runtime of its own looks here.
     pub async fn aborted(&self) {
-        self.abort.cancelled().await;
+        self.abort.token.cancelled().await;
     }
 
     /// A token that is cancelled when the shutdown begins, for code that takes one.
     pub fn stop_token(&self) -> CancellationToken {
-        self.stop.clone()
+        self.stop.token.child_token()
     }
 
     /// Spawns a task on the current runtime and keeps count of it. A panic is logged under the task's name.
@@ -156,7 +218,7 @@ impl Shutdown {
         };
         if drained == Drained::Aborted {
             tracing::warn!(tasks = self.tracker.len(), "work is dropped unfinished");
-            self.abort.cancel();
+            self.abort.raise();
             // Dropping takes a turn of the runtime; only a task that blocks its thread can hold this up.
             let _ = tokio::time::timeout(Duration::from_secs(1), self.tracker.wait()).await;
         }
@@ -196,7 +258,7 @@ impl Shutdown {
             // After a panic nothing of the task is looked at again, so no broken state can be seen.
             let ended = tokio::select! {
                 biased;
-                () = end.cancelled() => return,
+                () = end.raised_in_task() => return,
                 ended = AssertUnwindSafe(task).catch_unwind() => ended,
             };
             match (ended, kind) {
@@ -211,6 +273,52 @@ impl Shutdown {
                 }
             }
         }
+    }
+}
+
+/// Whether whoever started this process wants it to outlive the terminal. Where the system does not tell: no.
+pub fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // SIGHUP is signal 1, the lowest bit.
+    ignored.is_some_and(|mask| mask & 1 == 1)
+}
+
+/// Raised once, and stays so.
+#[derive(Debug, Clone, Default)]
+struct Signal {
+    token: CancellationToken,
+    /// What the token says, without its lock.
+    is_raised: Arc<AtomicBool>,
+}
+
+impl Signal {
+    fn raise(&self) {
+        self.is_raised.store(true, Ordering::Release);
+        self.token.cancel();
+    }
+
+    fn is_raised(&self) -> bool {
+        self.is_raised.load(Ordering::Acquire)
+    }
+
+    /// Waits for it. The token is asked once, which leaves the task's waker with it; after that the flag is enough. So it
+    /// works only in one task, whose waker stays the same.
+    async fn raised_in_task(self) {
+        let mut raised = pin!(self.token.cancelled());
+        let mut is_waiting = false;
+        std::future::poll_fn(|cx| {
+            if self.is_raised() {
+                return Poll::Ready(());
+            }
+            if !is_waiting {
+                is_waiting = true;
+                return raised.as_mut().poll(cx);
+            }
+            Poll::Pending
+        })
+        .await;
     }
 }
 

@@ -70,7 +70,7 @@ pub struct TelemetrySettings {
     pub log_format: LogFormat,
 
     /// Where spans are sent, as OTLP over HTTP (http://127.0.0.1:4318); none are made without it
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = endpoint)]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = crate::config::http_address)]
     pub otlp_endpoint: Option<String>,
 }
 
@@ -207,21 +207,22 @@ fn provider(service: &'static str, endpoint: &str) -> Result<SdkTracerProvider, 
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
-    match EnvFilter::try_new(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!(
-            "{error}; right would be info, or info,orchestratord=debug"
-        )),
-    }
-}
-
-fn endpoint(text: &str) -> Result<String, String> {
-    let wanted = || "right would be an address such as http://127.0.0.1:4318".to_owned();
-    let uri: http::Uri = text.parse().map_err(|_| wanted())?;
-    match uri.scheme_str() {
-        Some("http" | "https") if uri.host().is_some() => Ok(text.to_owned()),
-        _ => Err(wanted()),
-    }
+    // A bare word that is no level would be taken for a target: nothing would be logged but that.
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let bare = |part: &&str| !part.contains(['=', '[', ']', '{', '}']);
+    let unknown = text
+        .split(',')
+        .map(str::trim)
+        .filter(bare)
+        .find(|word| !is_level(word));
+    let problem = match (unknown, EnvFilter::try_new(text)) {
+        (None, Ok(_)) => return Ok(text.to_owned()),
+        (Some(word), _) => format!("{word:?} is no level"),
+        (None, Err(error)) => error.to_string(),
+    };
+    Err(format!(
+        "{problem}; right would be info, or info,orchestratord=debug"
+    ))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-pub use accept::{AcceptError, accept};
+pub use accept::{AcceptError, accept, accept_tcp};
 pub use explain::{Sides, explain};
 pub use watched::Watched;
 

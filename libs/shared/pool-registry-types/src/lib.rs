@@ -5,15 +5,19 @@
 //! path segment, a metric label or a file name made from one is always safe. Fields that a newer peer adds are
 //! ignored, because nodes and control planes are upgraded one at a time.
 
+mod agent;
 mod capabilities;
 mod handoff;
 mod id;
+mod login;
 mod node;
 mod report;
 
+pub use agent::{AGENTS_PREFIX, AgentEffort, AgentEvent, AgentOutcome, AgentRun, LocalModel, WarmLevel};
 pub use capabilities::{Capabilities, Gpu};
 pub use handoff::{HANDOFF_SCHEMA, Handoff};
 pub use id::{ControlPlaneId, ID_LEN_MAX, IdError, MachineId, NodeId, PoolId, ReplicaId};
+pub use login::{AgentLogin, LoginEvent, LoginFailure, LoginInput, LoginKind, LoginStatus};
 pub use node::{
     CallbackRegistration, HeartbeatRequest, HeartbeatResponse, NodeState, NodeView, PoolCallback,
     PoolCallbackEvent, RegisterRequest, RegisterResponse,

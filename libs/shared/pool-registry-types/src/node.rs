@@ -16,6 +16,9 @@ pub struct RegisterRequest {
     /// The node's pools.
     #[serde(default)]
     pub pools: Vec<PoolReport>,
+    /// Whether the node takes no new tasks.
+    #[serde(default)]
+    pub draining: bool,
     /// The node's hardware.
     #[serde(default)]
     pub capabilities: Capabilities,
@@ -81,6 +84,18 @@ pub enum NodeState {
     Offline,
 }
 
+impl NodeState {
+    /// The state as it stands in JSON and in logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Stale => "stale",
+            Self::Draining => "draining",
+            Self::Offline => "offline",
+        }
+    }
+}
+
 /// One element of `GET /v2/nodes`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct NodeView {
@@ -88,7 +103,7 @@ pub struct NodeView {
     pub node_id: NodeId,
     /// The hardware under it.
     pub machine_id: MachineId,
-    /// Where its one door is.
+    /// Where its one door is. `this process`: the node runs in the control plane's own process.
     pub address: String,
     /// Where it stands.
     pub state: NodeState,

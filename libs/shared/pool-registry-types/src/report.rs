@@ -110,6 +110,9 @@ pub struct ModelInfo {
     /// How many tokens one task may hold. None: the engine does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context_length: Option<u32>,
+    /// Whether it takes pictures or sound beside text.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub media: bool,
 }
 
 /// A wire format, named by its endpoint under `/v1`.

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 pub enum ErrorCode {
     /// The request is malformed; the message names the field.
     InvalidParams,
+    /// The request's body is longer than is taken.
+    RequestTooLarge,
     /// No key, or one that is not known.
     Unauthenticated,
     /// The key is known and may not do this.
@@ -44,8 +46,9 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code, for documents and tests.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::InvalidParams,
+        Self::RequestTooLarge,
         Self::Unauthenticated,
         Self::Forbidden,
         Self::NotFound,
@@ -70,6 +73,7 @@ impl ErrorCode {
             Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::Conflict => 409,
+            Self::RequestTooLarge => 413,
             Self::DeadlineUnmet => 422,
             Self::AdmissionReject | Self::QueueFullDropLru => 429,
             Self::Cancelled => 499,
@@ -92,6 +96,7 @@ impl ErrorCode {
             | Self::WorkerReset
             | Self::Internal => true,
             Self::InvalidParams
+            | Self::RequestTooLarge
             | Self::Unauthenticated
             | Self::Forbidden
             | Self::NotFound
@@ -105,6 +110,7 @@ impl ErrorCode {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidParams => "INVALID_PARAMS",
+            Self::RequestTooLarge => "REQUEST_TOO_LARGE",
             Self::Unauthenticated => "UNAUTHENTICATED",
             Self::Forbidden => "FORBIDDEN",
             Self::NotFound => "NOT_FOUND",

@@ -1,6 +1,6 @@
 //! The events of a task: what `GET /v2/tasks/{id}/events` streams.
 
-use pool_registry_types::{NodeId, PoolId, ReplicaId};
+use pool_registry_types::{NodeId, PoolId, ReplicaId, WarmLevel};
 use serde::{Deserialize, Serialize};
 
 use crate::ErrorCode;
@@ -26,6 +26,9 @@ pub enum Event {
         replica_id: ReplicaId,
         /// The node that runs it.
         node_id: NodeId,
+        /// How warm the sandbox was that an agent's task was given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        level: Option<WarmLevel>,
     },
     /// A piece of the answer.
     Token {
@@ -33,6 +36,42 @@ pub enum Event {
         t: String,
         /// Counts from 0.
         i: u32,
+    },
+    /// The answer begins anew: what came as tokens so far counts no more.
+    TextReplaced {
+        /// The text that stands in its place.
+        t: String,
+    },
+    /// An agent uses a tool.
+    Tool(ToolEvent),
+    /// An agent has changed files of its workspace.
+    Files {
+        /// Which, relative to the workspace.
+        paths: Vec<String>,
+    },
+    /// The provider of an agent's model holds the owner back; the agent may go on by itself.
+    Limit {
+        /// What it says.
+        message: String,
+        /// When it makes sense to try again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+    },
+    /// Something in the sandbox tried to reach a host that is not allowed.
+    EgressDenied {
+        /// The host, as it was asked for.
+        host: String,
+        /// The port.
+        port: u16,
+        /// Why not.
+        reason: String,
+    },
+    /// A line as the agent wrote it; only when the task asks for `verbose`.
+    Raw {
+        /// `stdout` or `stderr`.
+        source: String,
+        /// The line, bounded.
+        line: String,
     },
     /// The whole answer of a workload that is not text: embeddings, a ranking.
     Output {
@@ -64,6 +103,12 @@ impl Event {
             Self::Queued { .. } => "queued",
             Self::Started { .. } => "started",
             Self::Token { .. } => "token",
+            Self::TextReplaced { .. } => "text_replaced",
+            Self::Tool(_) => "tool",
+            Self::Files { .. } => "files",
+            Self::Limit { .. } => "limit",
+            Self::EgressDenied { .. } => "egress_denied",
+            Self::Raw { .. } => "raw",
             Self::Output { .. } => "output",
             Self::Metrics(_) => "metrics",
             Self::End(_) => "end",
@@ -75,6 +120,32 @@ impl Event {
     pub fn is_last(&self) -> bool {
         matches!(self, Self::End(_) | Self::Error { .. })
     }
+}
+
+/// A tool that an agent uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum ToolEvent {
+    /// It was started.
+    Started {
+        /// Names this use of it.
+        id: String,
+        /// Which tool.
+        name: String,
+        /// What it was given, as JSON or text, bounded.
+        input: String,
+    },
+    /// It has ended.
+    Finished {
+        /// Which use of it.
+        id: String,
+        /// Whether it did what it should.
+        ok: bool,
+        /// What it said, bounded.
+        output: String,
+        /// Whether `output` is only the beginning.
+        truncated: bool,
+    },
 }
 
 /// What a task used and how long each part took.

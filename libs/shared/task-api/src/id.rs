@@ -83,3 +83,7 @@ client_id! {
     /// Tasks that belong together and profit from the same replica's warm cache.
     SessionId
 }
+client_id! {
+    /// A directory that an agent works in.
+    WorkspaceId
+}

@@ -11,10 +11,13 @@ mod request;
 mod view;
 
 pub use error::{ApiError, ErrorBody, ErrorCode};
-pub use event::{Event, Usage};
-pub use id::{SessionId, TaskId, TaskIdError};
+pub use event::{Event, ToolEvent, Usage};
+pub use id::{SessionId, TaskId, TaskIdError, WorkspaceId};
 pub use pool::{PoolView, ReplicaView};
-pub use request::{DEADLINE_MS_MAX, PlacementMode, PlacementRequest, Priority, TaskRequest, Workload};
+pub use request::{
+    DEADLINE_MS_MAX, LOCAL_MODEL_PREFIX, PlacementMode, PlacementRequest, Priority, TaskRequest, Workload,
+    is_agent_name,
+};
 pub use view::{PlacementDecision, TaskAccepted, TaskLinks, TaskList, TaskState, TaskView};
 
 /// Request and response header that names one request through every log, event and trace.

@@ -1,9 +1,9 @@
 //! `POST /v2/tasks`.
 
-use pool_registry_types::PoolId;
+use pool_registry_types::{AgentEffort, PoolId};
 use serde::{Deserialize, Serialize};
 
-use crate::{ApiError, ErrorCode, SessionId, TaskId};
+use crate::{ApiError, ErrorCode, SessionId, TaskId, WorkspaceId};
 
 /// What kind of work a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
@@ -17,6 +17,21 @@ pub enum Workload {
     Embedding,
     /// Rank `input` documents by `prompt`.
     Rerank,
+    /// Have a coding agent do what `prompt` says.
+    Agent,
+}
+
+impl Workload {
+    /// The workload as it stands in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Completion => "completion",
+            Self::Chat => "chat",
+            Self::Embedding => "embedding",
+            Self::Rerank => "rerank",
+            Self::Agent => "agent",
+        }
+    }
 }
 
 /// The class in a pool's queue: every interactive task goes before every batch task.
@@ -85,14 +100,20 @@ pub struct TaskRequest {
     pub session_id: Option<SessionId>,
     /// What kind of work.
     pub workload: Workload,
-    /// The model that is to do it. One of `model` and `pool` is needed.
+    /// The model that is to do it. One of `model` and `pool` is needed, but for `agent`: there it is the agent's own
+    /// model in the agent's own words, or `local:NAME` for one that this control plane serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(min_length = 1, max_length = 256)]
     pub model: Option<String>,
     /// The pool that is to do it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolId>,
-    /// For `completion` the text to continue, for `chat` one user message, for `rerank` the query.
+    /// For `agent`: which one, such as `claude`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 64)]
+    pub agent: Option<String>,
+    /// For `completion` the text to continue, for `chat` one user message, for `rerank` the query, for `agent` what it
+    /// is to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
     /// For `chat`: messages in OpenAI's shape, passed to the engine as they are.
@@ -119,6 +140,15 @@ pub struct TaskRequest {
     /// Where it may run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementRequest>,
+    /// For `agent`: how hard it should think.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effort: Option<AgentEffort>,
+    /// For `agent`: the workspace that it works in, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<WorkspaceId>,
+    /// For `agent`: whether its own lines are told, too, as `raw` events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verbose: Option<bool>,
 }
 
 /// The longest deadline, in milliseconds: one day.
@@ -137,8 +167,12 @@ impl TaskRequest {
             )
             .with_param(field))
         };
-        if self.model.is_none() && self.pool.is_none() {
+        if self.workload == Workload::Agent {
+            self.validate_agent()?;
+        } else if self.model.is_none() && self.pool.is_none() {
             return missing("model", "unless pool is given");
+        } else if let Some(field) = self.member_for_agents() {
+            return unwanted(field, self.workload.as_str());
         }
         if self
             .model
@@ -165,7 +199,11 @@ impl TaskRequest {
             Workload::Embedding if self.messages.is_some() => return unwanted("messages", "embedding"),
             Workload::Rerank if self.prompt.is_none() => return missing("prompt", "for workload rerank"),
             Workload::Rerank if self.input.is_none() => return missing("input", "for workload rerank"),
-            _ => {}
+            Workload::Completion
+            | Workload::Chat
+            | Workload::Embedding
+            | Workload::Rerank
+            | Workload::Agent => {}
         }
         if self.max_tokens == Some(0) {
             return Err(
@@ -194,5 +232,131 @@ impl TaskRequest {
             }
         }
         Ok(())
+    }
+
+    /// The first member that is given and that only an agent's task may have.
+    fn member_for_agents(&self) -> Option<&'static str> {
+        let given = [
+            ("agent", self.agent.is_some()),
+            ("effort", self.effort.is_some()),
+            ("workspace", self.workspace.is_some()),
+            ("verbose", self.verbose.is_some()),
+        ];
+        given
+            .into_iter()
+            .find_map(|(name, is_given)| is_given.then_some(name))
+    }
+
+    fn validate_agent(&self) -> Result<(), ApiError> {
+        let wrong = |field: &str, message: String| {
+            Err(ApiError::new(ErrorCode::InvalidParams, message).with_param(field))
+        };
+        let meaningless = [
+            ("messages", self.messages.is_some()),
+            ("input", self.input.is_some()),
+            ("max_tokens", self.max_tokens.is_some()),
+            ("seed", self.seed.is_some()),
+        ];
+        if let Some((field, _)) = meaningless.into_iter().find(|(_, is_given)| *is_given) {
+            return wrong(field, format!("{field} means nothing for workload agent"));
+        }
+        match self.agent.as_deref() {
+            None => return wrong("agent", "agent is needed for workload agent".to_owned()),
+            Some(name) if !is_agent_name(name) => {
+                let message = "agent must have 1 to 64 characters of a-z 0-9 _ -";
+                return wrong("agent", message.to_owned());
+            }
+            Some(_) => {}
+        }
+        if self
+            .prompt
+            .as_deref()
+            .is_none_or(|prompt| prompt.trim().is_empty())
+        {
+            return wrong("prompt", "prompt is needed for workload agent".to_owned());
+        }
+        if self.local_model() == Some("") {
+            return wrong("model", "model names no model after local:".to_owned());
+        }
+        Ok(())
+    }
+
+    /// For `agent`: the model of this control plane's own that the agent is to use.
+    pub fn local_model(&self) -> Option<&str> {
+        self.model.as_deref()?.strip_prefix(LOCAL_MODEL_PREFIX)
+    }
+}
+
+/// What a model of an agent's task begins with that this control plane serves itself.
+pub const LOCAL_MODEL_PREFIX: &str = "local:";
+
+/// Whether `name` may name an agent.
+pub fn is_agent_name(name: &str) -> bool {
+    let clean = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
+    (1..=64).contains(&name.len()) && name.bytes().all(clean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The field that an error names; None when the request is fine.
+    fn fault(body: &str) -> Option<String> {
+        match serde_json::from_str::<TaskRequest>(body) {
+            Ok(request) => request
+                .validate()
+                .err()
+                .map(|error| error.param.unwrap_or_default()),
+            Err(error) => Some(format!("not read: {error}")),
+        }
+    }
+
+    #[test]
+    fn an_agents_task_has_what_it_needs_and_nothing_else() {
+        let agent = |rest: &str| format!(r#"{{"workload":"agent","agent":"claude","prompt":"3*67"{rest}}}"#);
+        for rest in [
+            "",
+            r#","model":"opus","effort":"high","session_id":"s","deadline_ms":1,"verbose":true"#,
+            r#","model":"local:demo","workspace":"w","pool":"claude""#,
+        ] {
+            assert_eq!(fault(&agent(rest)), None, "{rest}");
+        }
+        for (rest, field) in [
+            (r#","messages":[]"#, "messages"),
+            (r#","input":1"#, "input"),
+            (r#","max_tokens":1"#, "max_tokens"),
+            (r#","seed":1"#, "seed"),
+            (r#","model":"""#, "model"),
+            (r#","model":"local:""#, "model"),
+            (r#","deadline_ms":0"#, "deadline_ms"),
+        ] {
+            assert_eq!(fault(&agent(rest)).as_deref(), Some(field), "{rest}");
+        }
+        for (body, field) in [
+            (r#"{"workload":"agent","prompt":"x"}"#, "agent"),
+            (r#"{"workload":"agent","agent":"A b","prompt":"x"}"#, "agent"),
+            (r#"{"workload":"agent","agent":"claude"}"#, "prompt"),
+            (r#"{"workload":"agent","agent":"claude","prompt":" "}"#, "prompt"),
+            (
+                r#"{"workload":"chat","model":"m","prompt":"x","agent":"claude"}"#,
+                "agent",
+            ),
+            (
+                r#"{"workload":"chat","model":"m","prompt":"x","effort":"low"}"#,
+                "effort",
+            ),
+            (
+                r#"{"workload":"chat","model":"m","prompt":"x","workspace":"w"}"#,
+                "workspace",
+            ),
+            (
+                r#"{"workload":"chat","model":"m","prompt":"x","verbose":false}"#,
+                "verbose",
+            ),
+        ] {
+            assert_eq!(fault(body).as_deref(), Some(field), "{body}");
+        }
+        assert!(fault(&agent(r#","colour":1"#)).unwrap().contains("`colour`"));
+        assert!(fault(&agent(r#","effort":"huge""#)).unwrap().contains("huge"));
     }
 }

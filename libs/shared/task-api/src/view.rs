@@ -1,6 +1,6 @@
 //! A task as it stands, for `GET /v2/tasks` and `GET /v2/tasks/{id}`.
 
-use pool_registry_types::{NodeId, PoolId, ReplicaId};
+use pool_registry_types::{Dialect, NodeId, PoolId, ReplicaId};
 use serde::{Deserialize, Serialize};
 
 use crate::{ErrorBody, Priority, SessionId, TaskId, Usage, Workload};
@@ -57,11 +57,18 @@ pub struct TaskView {
     pub session_id: Option<SessionId>,
     /// What kind of work.
     pub workload: Workload,
+    /// For a request of `/v1`: the dialect that it came in. Such a task is kept in memory only and has no
+    /// events of its own; it ends with its client's connection, or by a cancel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dialect: Option<Dialect>,
     /// Its class.
     pub priority: Priority,
     /// The model asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// The agent asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
     /// Whose it is.
     pub owner: String,
     /// Where it stands.

@@ -23,6 +23,8 @@ pub struct ConnectOptions {
     pub idle_max_per_worker: usize,
     /// How long an idle connection is kept.
     pub idle_timeout: Duration,
+    /// After how long an HTTP/2 connection is given up whose other end says nothing, not even to a ping.
+    pub silence_timeout: Duration,
     /// What an `https` origin is checked against. Without it an `https` origin is refused.
     pub tls: Option<Arc<rustls::ClientConfig>>,
 }
@@ -33,6 +35,7 @@ impl Default for ConnectOptions {
             connect_timeout: Duration::from_secs(2),
             idle_max_per_worker: 1024,
             idle_timeout: Duration::from_secs(50),
+            silence_timeout: Duration::from_secs(3),
             tls: None,
         }
     }

@@ -16,7 +16,7 @@ use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::connect::connect;
-use crate::framing::Framing;
+use crate::framing::{Framing, Piece};
 use crate::shelf::Shelves;
 use crate::wire::{Head, Wire, WireError};
 use crate::{ConnectOptions, Origin, SendError};
@@ -101,30 +101,31 @@ impl EngineClient {
             response,
             framing,
             keep,
-            rest,
+            first,
         } = head;
         let mut body = EngineBody {
             wire: Some(wire),
             framing,
             keep,
-            rest,
+            is_broken: false,
+            ready: Bytes::new(),
             home: self.inner.clone(),
         };
-        if framing.is_end() {
-            body.finish();
-        }
+        body.ready = body.take(first);
         response.map(|()| body)
     }
 }
 
 /// The body of an engine's answer. Dropping it before its end closes the connection.
 pub struct EngineBody {
-    /// None once the body has ended, well or not.
+    /// None once nothing more is to be read.
     wire: Option<Wire>,
     framing: Framing,
     keep: bool,
-    /// What came and is not used yet.
-    rest: Bytes,
+    /// The framing behind what was given last makes no sense.
+    is_broken: bool,
+    /// What came with the head and is not given yet.
+    ready: Bytes,
     home: Arc<Inner>,
 }
 
@@ -138,7 +139,6 @@ impl EngineBody {
     fn finish(&mut self) {
         if let Some(wire) = self.wire.take()
             && self.keep
-            && self.rest.is_empty()
         {
             self.home.idle.put(wire);
         }
@@ -147,6 +147,16 @@ impl EngineBody {
     fn fail(&mut self, error: io::Error) -> Poll<Option<Result<Frame<Bytes>, EngineBodyError>>> {
         self.wire = None;
         Poll::Ready(Some(Err(EngineBodyError(error))))
+    }
+
+    /// Takes note of what a read has brought.
+    fn take(&mut self, piece: Piece) -> Bytes {
+        self.is_broken = piece.is_broken;
+        self.keep &= !piece.is_followed;
+        if self.framing.is_end() && !piece.is_broken {
+            self.finish();
+        }
+        piece.data
     }
 }
 
@@ -159,46 +169,42 @@ impl Body for EngineBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, EngineBodyError>>> {
         let this = self.get_mut();
+        if !this.ready.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut this.ready)))));
+        }
         loop {
-            if this.wire.is_none() {
-                return Poll::Ready(None);
-            }
-            match this.framing.next(&mut this.rest) {
-                Ok(data) => {
-                    if this.framing.is_end() {
-                        this.finish();
-                    }
-                    if let Some(data) = data {
-                        return Poll::Ready(Some(Ok(Frame::data(data))));
-                    }
-                }
-                Err(_) => return this.fail(io::Error::new(io::ErrorKind::InvalidData, "broken chunks")),
-            }
             let Some(wire) = &mut this.wire else {
                 return Poll::Ready(None);
             };
-            match wire.poll_read(cx) {
+            if this.is_broken {
+                return this.fail(io::Error::new(io::ErrorKind::InvalidData, "broken chunks"));
+            }
+            let framing = &mut this.framing;
+            let piece = match wire.poll_read(cx, |read| (!read.is_empty()).then(|| Piece::of(framing, read)))
+            {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(more)) if more.is_empty() => {
-                    if this.framing == Framing::UntilClose {
-                        this.wire = None;
-                        return Poll::Ready(None);
-                    }
-                    return this.fail(io::ErrorKind::UnexpectedEof.into());
+                Poll::Ready(Ok(Some(piece))) => piece,
+                Poll::Ready(Ok(None)) if this.framing == Framing::UntilClose => {
+                    this.wire = None;
+                    return Poll::Ready(None);
                 }
-                Poll::Ready(Ok(more)) => this.rest = more,
+                Poll::Ready(Ok(None)) => return this.fail(io::ErrorKind::UnexpectedEof.into()),
                 Poll::Ready(Err(error)) => return this.fail(error),
+            };
+            let data = this.take(piece);
+            if !data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(data))));
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.wire.is_none()
+        self.wire.is_none() && self.ready.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
         match self.framing {
-            Framing::Length(left) => SizeHint::with_exact(left),
+            Framing::Length(left) => SizeHint::with_exact(left + self.ready.len() as u64),
             Framing::Chunked(_) | Framing::UntilClose => SizeHint::default(),
         }
     }

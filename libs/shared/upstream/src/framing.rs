@@ -1,6 +1,6 @@
 //! Where a body ends: by length, by chunks (RFC 9112, section 7.1), or with the connection. No I/O.
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
 /// What is still to come of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl Framing {
 
     /// Takes the next piece of the body out of `bytes`, and the framing behind it as far as it is there. None: `bytes` is
     /// used up, or the body has ended.
-    pub(crate) fn next(&mut self, bytes: &mut Bytes) -> Result<Option<Bytes>, FramingError> {
+    pub(crate) fn next<'b>(&mut self, bytes: &mut &'b [u8]) -> Result<Option<&'b [u8]>, FramingError> {
         match self {
             Self::UntilClose => Ok(Some(std::mem::take(bytes)).filter(|data| !data.is_empty())),
             Self::Length(left) => Ok(take(left, bytes)),
@@ -71,17 +71,64 @@ impl Framing {
     }
 }
 
-fn take(left: &mut u64, bytes: &mut Bytes) -> Option<Bytes> {
+/// What one read brought of a body.
+pub(crate) struct Piece {
+    pub(crate) data: Bytes,
+    /// What stands behind the data is no framing.
+    pub(crate) is_broken: bool,
+    /// Something stands behind the body.
+    pub(crate) is_followed: bool,
+}
+
+impl Piece {
+    /// Takes the body's bytes out of what was read. In most reads they are in one place, and copied once.
+    pub(crate) fn of(framing: &mut Framing, read: &[u8]) -> Self {
+        let mut left = read;
+        let mut first: &[u8] = &[];
+        let mut joined = Vec::new();
+        let is_broken = loop {
+            match framing.next(&mut left) {
+                Ok(Some(data)) if first.is_empty() => first = data,
+                Ok(Some(data)) => {
+                    if joined.is_empty() {
+                        joined.reserve_exact(read.len());
+                        joined.extend_from_slice(first);
+                    }
+                    joined.extend_from_slice(data);
+                }
+                Ok(None) => break false,
+                Err(FramingError) => break true,
+            }
+        };
+        let data = if joined.is_empty() {
+            Bytes::copy_from_slice(first)
+        } else {
+            joined.into()
+        };
+        Self {
+            data,
+            is_broken,
+            is_followed: !left.is_empty(),
+        }
+    }
+}
+
+fn take<'b>(left: &mut u64, bytes: &mut &'b [u8]) -> Option<&'b [u8]> {
     let length = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
     *left -= length as u64;
-    (length > 0).then(|| bytes.split_to(length))
+    let (data, rest) = bytes.split_at(length);
+    *bytes = rest;
+    (length > 0).then_some(data)
 }
 
 impl Chunks {
     /// Reads framing until data begins, the body ends, or `bytes` does.
-    fn skip(&mut self, bytes: &mut Bytes) -> Result<(), FramingError> {
-        while !matches!(self, Self::Data { .. } | Self::End) && bytes.has_remaining() {
-            *self = self.step(bytes.get_u8())?;
+    fn skip(&mut self, bytes: &mut &[u8]) -> Result<(), FramingError> {
+        while !matches!(self, Self::Data { .. } | Self::End)
+            && let Some((first, rest)) = bytes.split_first()
+        {
+            *self = self.step(*first)?;
+            *bytes = rest;
         }
         Ok(())
     }
@@ -145,12 +192,12 @@ mod tests {
     fn read(mut framing: Framing, wire: &[u8], size: usize) -> Result<Read, FramingError> {
         let (mut body, mut left) = (Vec::new(), Vec::new());
         for piece in wire.chunks(size) {
-            let mut bytes = Bytes::copy_from_slice(piece);
+            let mut bytes = piece;
             while let Some(data) = framing.next(&mut bytes)? {
                 assert!(!data.is_empty());
-                body.extend_from_slice(&data);
+                body.extend_from_slice(data);
             }
-            left.extend_from_slice(&bytes);
+            left.extend_from_slice(bytes);
         }
         Ok((body, left, framing.is_end()))
     }
@@ -191,8 +238,8 @@ mod tests {
     #[test]
     fn the_end_is_known_with_the_last_piece() {
         let mut framing = Framing::chunked();
-        let mut bytes = Bytes::from_static(b"3\r\nabc\r\n0\r\n\r\n");
-        assert_eq!(framing.next(&mut bytes), Ok(Some(Bytes::from_static(b"abc"))));
+        let mut bytes: &[u8] = b"3\r\nabc\r\n0\r\n\r\n";
+        assert_eq!(framing.next(&mut bytes), Ok(Some(b"abc".as_slice())));
         assert!(framing.is_end());
     }
 

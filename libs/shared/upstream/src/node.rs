@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use daemon::tls::Sides;
@@ -27,11 +26,6 @@ const SIDES: Sides<'static> = Sides {
     us: "control plane",
     them: "node",
 };
-
-/// A connection that has been silent for this long is asked for a sign of life, and given up after the timeout: a
-/// half-open connection is found even when nothing is sent.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// One HTTP/2 connection per worker thread to one node. Cheap to clone.
 #[derive(Clone)]
@@ -101,12 +95,15 @@ impl NodeClient {
     async fn connect(&self) -> Result<http2::SendRequest<Full<Bytes>>, SendError> {
         let inner = &self.inner;
         let stream = connect(&inner.origin, &inner.options).await?;
+        // A connection that was silent for a while is asked for a sign of life, and given up when none comes: a half-open
+        // one is found even when nothing is sent. Only one that carries something is asked.
+        let silence = inner.options.silence_timeout;
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_interval(silence * 2 / 5)
+            .keep_alive_timeout(silence * 3 / 5)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| SendError::from_hyper(inner.origin.authority(), error, true))?;

@@ -13,12 +13,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{
+    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER, TRANSFER_ENCODING,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 
 use crate::connect::Stream;
-use crate::framing::Framing;
+use crate::framing::{Framing, Piece};
 
 /// The longest head of an answer.
 const HEAD_LEN_MAX: usize = 64 * 1024;
@@ -55,7 +57,7 @@ pub(crate) struct Head {
     /// The connection may be used again after the body.
     pub(crate) keep: bool,
     /// The beginning of the body.
-    pub(crate) rest: Bytes,
+    pub(crate) first: Piece,
 }
 
 impl Wire {
@@ -110,6 +112,7 @@ impl Wire {
         if joined {
             out.extend_from_slice(body);
         }
+        after_the_ready().await;
         self.stream.write_all(&out).await?;
         if !joined {
             self.stream.write_all(body).await?;
@@ -119,44 +122,70 @@ impl Wire {
     }
 
     async fn read_head(&mut self, method: &Method) -> Result<Head, WireError> {
-        let mut bytes = Bytes::new();
+        // Holds something only of a head that did not come in one read.
+        let mut begun: Vec<u8> = Vec::new();
         loop {
-            if let Some((mut head, length)) = parse_head(&bytes, method)? {
-                head.rest = bytes.split_off(length);
-                if !head.response.status().is_informational() {
-                    return Ok(head);
+            let received = !begun.is_empty();
+            let look = |cx: &mut Context<'_>| {
+                self.poll_read(cx, |read| {
+                    if read.is_empty() {
+                        return Err(WireError::Broken {
+                            received,
+                            source: io::ErrorKind::UnexpectedEof.into(),
+                        });
+                    }
+                    if received {
+                        begun.extend_from_slice(read);
+                        return final_head(&begun, method);
+                    }
+                    let head = final_head(read, method)?;
+                    if head.is_none() {
+                        begun.extend_from_slice(read);
+                    }
+                    Ok(head)
+                })
+            };
+            match std::future::poll_fn(look).await {
+                Ok(Ok(Some(head))) => return Ok(head),
+                Ok(Ok(None)) if begun.len() > HEAD_LEN_MAX => {
+                    return Err(WireError::Garbage("the head does not end"));
                 }
-                bytes = head.rest;
-                continue;
-            }
-            if bytes.len() > HEAD_LEN_MAX {
-                return Err(WireError::Garbage("the head does not end"));
-            }
-            let received = !bytes.is_empty();
-            match std::future::poll_fn(|cx| self.poll_read(cx)).await {
-                Ok(more) if more.is_empty() => {
-                    return Err(WireError::Broken {
-                        received,
-                        source: io::ErrorKind::UnexpectedEof.into(),
-                    });
-                }
-                Ok(more) if bytes.is_empty() => bytes = more,
-                Ok(more) => bytes = [bytes, more].concat().into(),
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => return Err(error),
                 Err(source) => return Err(WireError::Broken { received, source }),
             }
         }
     }
 
-    /// What comes next; nothing at the end of the connection.
-    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    /// Shows `look` what comes next; nothing at the end of the connection.
+    pub(crate) fn poll_read<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        look: impl FnOnce(&[u8]) -> T,
+    ) -> Poll<io::Result<T>> {
         let mut space = [const { MaybeUninit::uninit() }; READ_LEN_MAX];
         let mut buffer = ReadBuf::uninit(&mut space);
         match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
-            Poll::Ready(Ok(())) => Poll::Ready(Ok(Bytes::copy_from_slice(buffer.filled()))),
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(look(buffer.filled()))),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => Poll::Pending,
         }
     }
+}
+
+/// Lets everything go first that can go on at once. What a busy thread sends, it then sends in one go: the other side is
+/// woken once and not for each message, which is worth a tenth of the thread's time.
+async fn after_the_ready() {
+    let mut has_waited = false;
+    std::future::poll_fn(|cx| {
+        if has_waited {
+            return Poll::Ready(());
+        }
+        has_waited = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 fn write_head(out: &mut Vec<u8>, request: &Request<Bytes>, host: &HeaderValue) {
@@ -171,6 +200,13 @@ fn write_head(out: &mut Vec<u8>, request: &Request<Bytes>, host: &HeaderValue) {
     let headers = request.headers();
     if !headers.contains_key(HOST) {
         write_header(out, b"host", host.as_bytes());
+    }
+    // What every request to an engine says, unless it says otherwise itself.
+    if !headers.contains_key(ACCEPT_ENCODING) {
+        out.extend_from_slice(b"accept-encoding: identity\r\n");
+    }
+    if !request.body().is_empty() && !headers.contains_key(CONTENT_TYPE) {
+        out.extend_from_slice(b"content-type: application/json\r\n");
     }
     for (name, value) in headers {
         // The framing is ours.
@@ -208,11 +244,23 @@ fn decimal(mut number: usize, space: &mut [u8; 20]) -> &[u8] {
     }
 }
 
-/// The head at the beginning of `bytes`, and how long it is. None: there is more to come.
-fn parse_head(bytes: &Bytes, method: &Method) -> Result<Option<(Head, usize)>, WireError> {
-    if bytes.is_empty() {
-        return Ok(None);
+/// The head of the answer, behind the interim ones. None: there is more to come.
+fn final_head(mut bytes: &[u8], method: &Method) -> Result<Option<Head>, WireError> {
+    while !bytes.is_empty() {
+        let Some((mut head, length)) = parse_head(bytes, method)? else {
+            break;
+        };
+        bytes = &bytes[length..];
+        if !head.response.status().is_informational() {
+            head.first = Piece::of(&mut head.framing, bytes);
+            return Ok(Some(head));
+        }
     }
+    Ok(None)
+}
+
+/// The head at the beginning of `bytes`, and how long it is. None: there is more to come.
+fn parse_head(bytes: &[u8], method: &Method) -> Result<Option<(Head, usize)>, WireError> {
     let mut space = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
@@ -223,23 +271,9 @@ fn parse_head(bytes: &Bytes, method: &Method) -> Result<Option<(Head, usize)>, W
     };
     let code = parsed.code.unwrap_or_default();
     let status = StatusCode::from_u16(code).map_err(|_| WireError::Garbage("the status makes no sense"))?;
-    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
-    for header in parsed.headers.iter() {
-        let name = HeaderName::from_bytes(header.name.as_bytes());
-        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(header.value));
-        let (Ok(name), Ok(value)) = (name, value) else {
-            return Err(WireError::Garbage("a header makes no sense"));
-        };
-        headers.append(name, value);
-    }
     let is_old = parsed.version == Some(0);
-    let framing = framing(status, method, &headers)?;
-    let asks = |word: &str| {
-        headers
-            .get_all(CONNECTION)
-            .iter()
-            .any(|value| has_word(value, word))
-    };
+    let framing = framing(status, method, parsed.headers)?;
+    let asks = |word: &str| all(parsed.headers, CONNECTION).any(|value| has_word(value, word));
     let keep = framing != Framing::UntilClose && !asks("close") && (!is_old || asks("keep-alive"));
     let mut response = Response::new(());
     *response.status_mut() = status;
@@ -248,28 +282,32 @@ fn parse_head(bytes: &Bytes, method: &Method) -> Result<Option<(Head, usize)>, W
     } else {
         Version::HTTP_11
     };
-    *response.headers_mut() = headers;
+    *response.headers_mut() = kept(parsed.headers)?;
     Ok(Some((
         Head {
             response,
             framing,
             keep,
-            rest: Bytes::new(),
+            first: Piece::of(&mut Framing::Length(0), &[]),
         },
         length,
     )))
 }
 
 /// How long the body is (RFC 9112, section 6.3).
-fn framing(status: StatusCode, method: &Method, headers: &HeaderMap) -> Result<Framing, WireError> {
+fn framing(
+    status: StatusCode,
+    method: &Method,
+    headers: &[httparse::Header<'_>],
+) -> Result<Framing, WireError> {
     let none = status.is_informational() || matches!(status.as_u16(), 204 | 304) || method == Method::HEAD;
     if none {
         return Ok(Framing::Length(0));
     }
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    if let Some(coding) = headers.get(TRANSFER_ENCODING) {
-        let is_chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-        if !is_chunked || headers.get_all(TRANSFER_ENCODING).iter().count() > 1 {
+    let mut lengths = all(headers, CONTENT_LENGTH);
+    let mut codings = all(headers, TRANSFER_ENCODING);
+    if let Some(coding) = codings.next() {
+        if !coding.eq_ignore_ascii_case(b"chunked") || codings.next().is_some() {
             return Err(WireError::Garbage("a transfer coding that was not asked for"));
         }
         if lengths.next().is_some() {
@@ -283,8 +321,7 @@ fn framing(status: StatusCode, method: &Method, headers: &HeaderMap) -> Result<F
     if lengths.any(|other| other != first) {
         return Err(WireError::Garbage("two lengths"));
     }
-    let digits = first
-        .to_str()
+    let digits = std::str::from_utf8(first)
         .ok()
         .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     let length = digits.and_then(|text| text.parse::<u64>().ok());
@@ -293,7 +330,34 @@ fn framing(status: StatusCode, method: &Method, headers: &HeaderMap) -> Result<F
         .ok_or(WireError::Garbage("a length that is no number"))
 }
 
-fn has_word(value: &HeaderValue, word: &str) -> bool {
-    let words = value.to_str().unwrap_or_default().split(',');
-    words.map(str::trim).any(|found| found.eq_ignore_ascii_case(word))
+/// The values of one header.
+fn all<'h>(headers: &'h [httparse::Header<'_>], name: HeaderName) -> impl Iterator<Item = &'h [u8]> {
+    headers
+        .iter()
+        .filter(move |header| header.name.eq_ignore_ascii_case(name.as_str()))
+        .map(|header| header.value)
+}
+
+/// What of an engine's head goes on to whoever asked. Everything else (its server, its date, whom its browser pages may
+/// be read by) is between the engine and us.
+fn kept(headers: &[httparse::Header<'_>]) -> Result<HeaderMap, WireError> {
+    let mut kept = HeaderMap::new();
+    for name in [CONTENT_TYPE, RETRY_AFTER] {
+        if let Some(value) = all(headers, name.clone()).next() {
+            let value = match value {
+                // The two that nearly every answer has cost no copy.
+                b"application/json" => HeaderValue::from_static("application/json"),
+                b"text/event-stream" => HeaderValue::from_static("text/event-stream"),
+                other => HeaderValue::from_bytes(other)
+                    .map_err(|_| WireError::Garbage("a header makes no sense"))?,
+            };
+            kept.insert(name, value);
+        }
+    }
+    Ok(kept)
+}
+
+fn has_word(value: &[u8], word: &str) -> bool {
+    let mut words = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    words.any(|found| found.eq_ignore_ascii_case(word.as_bytes()))
 }

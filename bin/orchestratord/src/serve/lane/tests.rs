@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use http::Request;
 use http_body::Frame;
 use http_body_util::Full;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -15,6 +16,22 @@ const BOUNDS: Bounds = Bounds {
     head: Duration::from_secs(10),
     body: Duration::from_secs(20),
 };
+
+/// One target, or any, and no headers.
+#[derive(Clone, Copy)]
+struct Target(Option<&'static str>);
+
+impl Ordinary for Target {
+    type Kind = ();
+
+    fn kind(&self, target: &str) -> Option<()> {
+        self.0.is_none_or(|only| only == target).then_some(())
+    }
+
+    fn headers(&self) -> &[HeaderName] {
+        &[]
+    }
+}
 
 /// A body of given pieces; `None` is a piece that does not come.
 struct Pieces {
@@ -41,8 +58,8 @@ impl Body for Pieces {
 }
 
 /// Answers with the body of the request, twice.
-async fn echo(request: Request<Bytes>) -> Response<Full<Bytes>> {
-    let body = request.into_body();
+async fn echo(asked: Asked<()>) -> Response<Full<Bytes>> {
+    let body = asked.body;
     Response::new(Full::new([body.as_ref(), &body].concat().into()))
 }
 
@@ -57,7 +74,7 @@ fn serve(stream: DuplexStream) -> tokio::task::JoinHandle<Left<DuplexStream>> {
     tokio::spawn(run(
         stream,
         BOUNDS,
-        |target| target == "/v1/x",
+        Target(Some("/v1/x")),
         std::future::pending(),
         echo,
     ))
@@ -100,6 +117,41 @@ async fn requests_on_one_connection_however_they_are_cut() {
         drop(client);
         assert!(matches!(served.await.unwrap(), Left::Closed));
     }
+}
+
+#[tokio::test]
+async fn the_handler_gets_the_headers_that_it_reads() {
+    struct Reads([HeaderName; 2]);
+
+    impl Ordinary for Reads {
+        type Kind = usize;
+
+        fn kind(&self, target: &str) -> Option<usize> {
+            Some(target.len())
+        }
+
+        fn headers(&self) -> &[HeaderName] {
+            &self.0
+        }
+    }
+
+    let reads = Reads([http::header::ACCEPT, HeaderName::from_static("x-own")]);
+    let (mut client, server) = duplex(64 * 1024);
+    let handle = |asked: Asked<usize>| async move {
+        let text = format!("{} {:?}", asked.kind, asked.headers);
+        Response::new(Full::new(Bytes::from(text)))
+    };
+    let served =
+        tokio::spawn(async move { run(server, BOUNDS, reads, std::future::pending(), handle).await });
+    let request = "POST /v1/x HTTP/1.1\r\nX-Own: 1\r\nx-other: 2\r\naccept: a\r\nACCEPT: b\r\ncontent-length: 0\r\n\r\n";
+    client.write_all(request.as_bytes()).await.unwrap();
+    let answer = expect(&mut client, "}").await;
+    assert!(
+        answer.ends_with(r#"5 {"x-own": "1", "accept": "a", "accept": "b"}"#),
+        "{answer}"
+    );
+    drop(client);
+    assert!(matches!(served.await.unwrap(), Left::Closed));
 }
 
 #[tokio::test]
@@ -171,13 +223,7 @@ fn serve_pieces(
         };
         async move { Response::new(body) }
     };
-    let served = tokio::spawn(run(
-        stream,
-        BOUNDS,
-        |_: &str| true,
-        std::future::pending(),
-        handle,
-    ));
+    let served = tokio::spawn(run(stream, BOUNDS, Target(None), std::future::pending(), handle));
     (served, asked, alive)
 }
 
@@ -223,7 +269,7 @@ async fn a_client_that_leaves_takes_its_handler_with_it() {
     let (mut client, server) = duplex(64 * 1024);
     let (begun, alive) = (Arc::new(Notify::new()), Arc::new(()));
     let given = (begun.clone(), alive.clone());
-    let handle = move |_: Request<Bytes>| {
+    let handle = move |_: Asked<()>| {
         let (begun, alive) = given.clone();
         async move {
             begun.notify_one();
@@ -232,13 +278,7 @@ async fn a_client_that_leaves_takes_its_handler_with_it() {
             Response::new(Full::new(Bytes::new()))
         }
     };
-    let served = tokio::spawn(run(
-        server,
-        BOUNDS,
-        |_: &str| true,
-        std::future::pending(),
-        handle,
-    ));
+    let served = tokio::spawn(run(server, BOUNDS, Target(None), std::future::pending(), handle));
     client.write_all(post("x").as_bytes()).await.unwrap();
     begun.notified().await;
     drop(client);
@@ -284,7 +324,7 @@ async fn a_shutdown_ends_what_waits_and_not_what_runs() {
     let stop = Arc::new(Notify::new());
     let serve = |stream: DuplexStream| {
         let stop = stop.clone();
-        tokio::spawn(async move { run(stream, BOUNDS, |_: &str| true, stop.notified(), echo).await })
+        tokio::spawn(async move { run(stream, BOUNDS, Target(None), stop.notified(), echo).await })
     };
     let (mut client, server) = duplex(64 * 1024);
     let served = serve(server);
@@ -334,15 +374,15 @@ async fn bodies_of_hyper(wire: Vec<u8>, size: usize) -> Vec<Bytes> {
 async fn bodies_of_lane(wire: Vec<u8>, size: usize) -> (Vec<Bytes>, bool) {
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
     let given = seen.clone();
-    let handle = move |request: Request<Bytes>| {
-        given.lock().unwrap().push(request.into_body());
+    let handle = move |asked: Asked<()>| {
+        given.lock().unwrap().push(asked.body);
         async { Response::new(Full::new(Bytes::new())) }
     };
     let (client, server) = duplex(64 * 1024);
     let lane = run(
         server,
         BOUNDS,
-        |target: &str| target == "/v1/x",
+        Target(Some("/v1/x")),
         std::future::pending(),
         handle,
     );

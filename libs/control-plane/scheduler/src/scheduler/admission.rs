@@ -25,7 +25,7 @@ impl Scheduler {
             return Err(Refusal::Expired);
         }
         let wants = self.resolve(spec)?;
-        let warm = WarmKeys::new(spec.session, spec.prefixes);
+        let warm = WarmKeys::new(spec.session, spec.owner, spec.prefixes);
         let choice = choose(&self.fleet, &self.affinity, &wants, &warm, self.margin);
         let Some((replica, reasons)) = choice else {
             return self.submit_waiting(now, spec, &wants, warm, effects);
@@ -60,12 +60,18 @@ impl Scheduler {
     fn resolve<'a>(&self, spec: &TaskSpec<'a>) -> Result<Wants<'a>, Refusal> {
         let model_key = |name| self.fleet.model_key(name).ok_or(Refusal::NoSuchModel);
         let pool_key = |id| self.fleet.pool_key(id).ok_or(Refusal::NoSuchPool);
+        let agent_key = |name| self.fleet.agent_key(name).ok_or(Refusal::NoSuchAgent);
         let (model, pool) = match spec.target {
             Target::Model(model) => (Some(model_key(model)?), None),
             Target::Pool(pool) => (None, Some(pool_key(pool)?)),
             Target::ModelInPool { model, pool } => {
                 let pool = pool_key(pool)?;
                 (Some(model_key(model)?), Some(pool))
+            }
+            Target::Agent(agent) => (Some(agent_key(agent)?), None),
+            Target::AgentInPool { agent, pool } => {
+                let pool = pool_key(pool)?;
+                (Some(agent_key(agent)?), Some(pool))
             }
         };
         let wishes = spec
@@ -123,10 +129,11 @@ impl Scheduler {
             ..*wants
         };
         if !self.fleet.pools_for(anywhere).any(|pool| serves(&pool)) {
-            return Err(if wants.model.is_some() {
-                Refusal::NoSuchModel
-            } else {
-                Refusal::NoSuchPool
+            let named = wants.model.and_then(|model| self.fleet.models.get(model));
+            return Err(match named {
+                Some(agent) if agent.is_agent => Refusal::NoSuchAgent,
+                Some(_) => Refusal::NoSuchModel,
+                None => Refusal::NoSuchPool,
             });
         }
         let mut allowed = self.fleet.pools_for(*wants).filter(serves).peekable();

@@ -9,7 +9,7 @@ use super::{Effect, Effects, FORGET_INTERVAL, Scheduler};
 use crate::arena::Key;
 use crate::life::{Life, Wait};
 use crate::replica::Breaker;
-use crate::{Lease, Moment, Refusal, ReplicaKey, ReplicaUpdate, TaskKey};
+use crate::{Moment, Refusal, ReplicaKey, ReplicaUpdate};
 
 /// Nothing is looked at more often than this, whatever the settings say.
 const LOOK_AGAIN_MIN: Duration = Duration::from_millis(10);
@@ -30,8 +30,8 @@ impl Scheduler {
         ReplicaKey(key)
     }
 
-    /// The replica is gone, or its node is offline. Its leases stay valid until they are given back; each of them is
-    /// told by [`Effect::ReplicaLost`]. Removing what is not there changes nothing.
+    /// The replica is gone, or its node is offline. Its leases stay valid until they are given back: a holder goes on
+    /// while bytes come and sees for itself when they end. Removing what is not there changes nothing.
     pub fn remove_replica(
         &mut self,
         now: Moment,
@@ -45,16 +45,6 @@ impl Scheduler {
         };
         if !self.fleet.replicas[key].present {
             return;
-        }
-        for (task, known) in self.tasks.iter() {
-            if let Life::Placed(hold) | Life::Running(hold) = known.life
-                && hold.replica == key
-            {
-                effects.push(Effect::ReplicaLost(Lease {
-                    task: TaskKey(task),
-                    start: known.leases,
-                }));
-            }
         }
         self.fleet.remove(now, key);
         self.relax_all(now, effects);
@@ -77,28 +67,6 @@ impl Scheduler {
                 },
             );
             self.relax_all(now, effects);
-        }
-    }
-
-    /// The node behind a replica cannot be reached: all its replicas are taken out, so that no task has to find out
-    /// about each of them.
-    pub fn take_out_node(&mut self, now: Moment, replica: ReplicaKey, effects: &mut Effects) {
-        let Some(known) = self.fleet.replicas.get(replica.0) else {
-            return;
-        };
-        if known.breaker != Breaker::Closed {
-            // The first of many that fail at once has done it.
-            return;
-        }
-        let node = known.info.node_id.clone();
-        let of_node = self
-            .fleet
-            .replicas
-            .iter()
-            .filter(|(_, known)| known.info.node_id == node);
-        let keys: Vec<Key> = of_node.map(|(key, _)| key).collect();
-        for key in keys {
-            self.take_out(now, ReplicaKey(key), effects);
         }
     }
 

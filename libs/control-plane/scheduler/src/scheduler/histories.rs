@@ -201,6 +201,7 @@ impl World {
             id: format!("only-{pool}"),
             aliases: vec![],
             context_length: None,
+            media: false,
         });
         let node = &self.nodes[node];
         update.status.state = if node.alive {
@@ -350,13 +351,7 @@ impl World {
         self.free(plane, lease);
         let plane = &mut self.planes[plane];
         if take_out {
-            if self.now.subsec_millis().is_multiple_of(2) {
-                plane.scheduler.take_out(self.now, replica, &mut plane.effects);
-            } else {
-                plane
-                    .scheduler
-                    .take_out_node(self.now, replica, &mut plane.effects);
-            }
+            plane.scheduler.take_out(self.now, replica, &mut plane.effects);
             plane.settle();
         }
         let answer = plane.scheduler.requeue(self.now, lease, &mut plane.effects);
@@ -658,12 +653,6 @@ impl Plane {
                         Refusal::Expired | Refusal::PoolUnavailable => {}
                         other => panic!("a waiting task does not end with {other:?}"),
                     }
-                }
-                Effect::ReplicaLost(lease) => {
-                    let index = self.position(lease.task());
-                    assert!(
-                        matches!(self.tasks[index].known, Known::Held { lease: held, .. } if held == lease)
-                    );
                 }
                 Effect::Probe(..) => {}
             }

@@ -315,9 +315,9 @@ fn a_dead_machine_does_not_use_up_the_attempts() {
         attempts_max: 3,
         ..Settings::default()
     });
-    for at in 0..8 {
-        bench.up(slots(replica("dead", "p", &format!("r{at}"), "m"), 8));
-    }
+    let dead: Vec<_> = (0..8)
+        .map(|at| bench.up(slots(replica("dead", "p", &format!("r{at}"), "m"), 8)))
+        .collect();
     bench.up(slots(replica("other", "p", "r9", "m"), 2));
     let first = bench.placed(&model("m"));
     assert_eq!(place_of(&first), "p/r0/dead");
@@ -356,9 +356,9 @@ fn a_dead_machine_does_not_use_up_the_attempts() {
     );
     assert_ne!(same_machine.replica, second.replica);
 
-    bench
-        .scheduler
-        .take_out_node(bench.now, same_machine.replica, &mut bench.effects);
+    for replica in dead {
+        bench.scheduler.take_out(bench.now, replica, &mut bench.effects);
+    }
     let answer = bench
         .scheduler
         .requeue(bench.now, same_machine.lease, &mut bench.effects);
@@ -560,23 +560,12 @@ fn a_report_alone_does_not_bring_back_what_cannot_be_reached() {
 }
 
 #[test]
-fn a_lost_replica_names_the_leases_that_it_held() {
+fn the_leases_of_a_lost_replica_stay_valid() {
     let mut bench = Bench::new(Settings::default());
     let update = replica("n1", "p", "r0", "m");
     bench.up(update.clone());
     let (one, two) = (bench.placed(&model("m")), bench.placed(&model("m")));
     bench.down(&update);
-    let lost: Vec<_> = bench
-        .take()
-        .into_iter()
-        .map(|effect| match effect {
-            Effect::ReplicaLost(lease) => lease,
-            other => panic!("{other:?}"),
-        })
-        .collect();
-    assert_eq!(lost, [one.lease, two.lease]);
-    bench.down(&update);
-    assert!(bench.take().is_empty(), "once is enough");
     bench.release(one.lease);
     let again = bench.scheduler.requeue(bench.now, two.lease, &mut bench.effects);
     assert!(matches!(again, Ok(Admission::Queued(..))));
@@ -777,4 +766,38 @@ fn a_task_goes_back_to_where_it_failed_when_that_is_all_there_is() {
         _ => None,
     });
     assert_eq!(placed, Some(failed.lease.task()));
+}
+
+#[test]
+fn pictures_go_where_every_replica_of_the_model_takes_them() {
+    let mut bench = Bench::new(Settings::default());
+    let takes = |node: &str, pool: &str, name: &str, media: bool| {
+        let mut update = replica(node, pool, "r0", name);
+        update.info.models[0].media = media;
+        update
+    };
+    bench.up(takes("n1", "p", "sees", true));
+    bench.up(takes("n1", "q", "blind", false));
+    let both = [takes("n1", "x", "mixed", true), takes("n2", "y", "mixed", false)];
+    for update in &both {
+        bench.up(update.clone());
+    }
+    let pool = |id: &str| pool_registry_types::PoolId::new(id).unwrap();
+    let check = |bench: &Bench, model: Option<&str>, of: Option<&str>, expect: bool| {
+        let of = of.map(pool);
+        assert_eq!(
+            bench.scheduler.takes_media(model, of.as_ref()),
+            expect,
+            "{model:?} {of:?}"
+        );
+    };
+    check(&bench, Some("sees"), None, true);
+    check(&bench, Some("blind"), None, false);
+    check(&bench, Some("mixed"), None, false);
+    check(&bench, Some("mixed"), Some("x"), true);
+    check(&bench, None, Some("p"), true);
+    check(&bench, None, Some("q"), false);
+    check(&bench, Some("nobody"), None, false);
+    bench.down(&both[1]);
+    check(&bench, Some("mixed"), None, true);
 }

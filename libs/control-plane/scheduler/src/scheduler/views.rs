@@ -1,6 +1,6 @@
 //! The state as it can be seen from outside. Every answer is a copy: nothing here is on the way of a task.
 
-use pool_registry_types::PoolId;
+use pool_registry_types::{ModelInfo, PoolId};
 
 use super::Scheduler;
 use crate::arena::Key;
@@ -30,6 +30,20 @@ impl Scheduler {
     /// How many tasks have not ended, and how many of them wait.
     pub fn task_counts(&self) -> (usize, usize) {
         (self.tasks.len(), self.waiting)
+    }
+
+    /// The replicas that have what a hash of [`crate::TaskSpec`] stands for, the latest first.
+    pub fn warm_replicas(&self, hash: u64) -> Vec<ReplicaKey> {
+        let known = self.affinity.warm(hash);
+        known
+            .filter(|key| self.fleet.replicas.get(*key).is_some())
+            .map(ReplicaKey)
+            .collect()
+    }
+
+    /// From now on the replica has what the hash stands for: something else than a task has brought it there.
+    pub fn note_warm(&mut self, hash: u64, replica: ReplicaKey) {
+        self.affinity.note(hash, replica.0);
     }
 
     /// Every known pool, by name.
@@ -104,6 +118,32 @@ impl Scheduler {
             name(a).cmp(&name(b))
         });
         entries
+    }
+
+    /// Whether pictures and sound can be sent to `model` (to whatever `pool` serves, without one): every ready replica
+    /// that a task for it may be placed on takes them. False when there is none.
+    pub fn takes_media(&self, model: Option<&str>, pool: Option<&PoolId>) -> bool {
+        let answers_to =
+            |info: &ModelInfo, name: &str| info.id == name || info.aliases.iter().any(|a| a == name);
+        let mut takes = false;
+        for (_, replica) in self
+            .fleet
+            .replicas
+            .iter()
+            .filter(|(_, replica)| replica.is_ready())
+        {
+            if pool.is_some_and(|pool| replica.info.pool_id != *pool) {
+                continue;
+            }
+            let models = replica.info.models.iter();
+            for served in models.filter(|served| model.is_none_or(|name| answers_to(served, name))) {
+                if !served.media {
+                    return false;
+                }
+                takes = true;
+            }
+        }
+        takes
     }
 
     /// What can be asked for now: the models of the ready replicas, by name.

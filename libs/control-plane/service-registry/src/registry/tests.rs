@@ -55,6 +55,7 @@ pub(super) fn register(
         machine_id: MachineId::new(name).unwrap(),
         address: format!("http://{name}:9200"),
         pools,
+        draining: false,
         capabilities: Capabilities::default(),
         version: "0.1.0".to_owned(),
         incarnation: incarnation.to_owned(),
@@ -268,6 +269,50 @@ fn an_incarnation_that_was_taken_for_the_earlier_one_is_believed_when_the_other_
 }
 
 #[test]
+fn a_second_machine_of_the_same_name_is_told_and_takes_nothing_away() {
+    let mut bench = Bench::with_node();
+    let elsewhere = |incarnation, sequence| RegisterRequest {
+        address: "http://copy:9200".to_owned(),
+        ..register("n", incarnation, sequence, vec![])
+    };
+    let taken = |address: &str| {
+        Err(Refusal::NameTaken {
+            address: address.to_owned(),
+        })
+    };
+    assert_eq!(bench.register(elsewhere("copy", 1)), taken("http://n:9200"));
+    assert_eq!(bench.told(), NOTHING);
+    bench
+        .heartbeat(heartbeat("i", 2, vec![pool("p", &[replica("r0", 4)])]))
+        .unwrap();
+    assert_eq!(bench.told(), NOTHING, "its own report counts as before");
+
+    bench.now = Duration::from_secs(1);
+    bench.register(register("n", "j", 1, vec![])).unwrap();
+    assert_eq!(
+        bench.told(),
+        ["down n/p/r0"],
+        "a new start at the same address takes its place"
+    );
+
+    assert_eq!(bench.tick_at(17), ["n: online -> stale"]);
+    assert_eq!(bench.register(elsewhere("copy", 2)), Ok(Applied::Taken));
+    assert_eq!(
+        bench.told(),
+        ["n: stale -> online"],
+        "the other one had missed a heartbeat"
+    );
+    assert_eq!(
+        bench.heartbeat(heartbeat("j", 2, vec![])),
+        taken("http://copy:9200")
+    );
+    assert_eq!(
+        bench.register(register("n", "j", 3, vec![])),
+        taken("http://copy:9200")
+    );
+}
+
+#[test]
 fn callbacks_and_heartbeats_may_come_in_any_order() {
     let mut bench = Bench::with_node();
     bench
@@ -376,6 +421,26 @@ fn draining_is_told_to_every_replica_and_ours_outlives_a_restart_of_the_node() {
         .registry
         .set_draining(&node_id("m"), true, &mut bench.changes);
     assert_eq!(unknown, Err(Refusal::Unknown));
+}
+
+#[test]
+fn a_node_that_is_only_read_drains_and_comes_back() {
+    let mut bench = Bench::with_node();
+    let read = |name: &str, draining| RegisterRequest {
+        draining,
+        ..register(name, "", 0, vec![pool("p", &[replica("r0", 4)])])
+    };
+    bench.register(read("m", true)).unwrap();
+    let node_draining = |change: &Change| match change {
+        Change::ReplicaUp(replica) | Change::ReplicaChanged(replica) => Some(replica.node_draining),
+        Change::Node { .. } | Change::ReplicaDown { .. } => None,
+    };
+    assert_eq!(bench.changes.iter().filter_map(node_draining).next(), Some(true));
+    assert_eq!(bench.told(), ["m: none -> draining", "up m/p/r0"]);
+    bench.register(read("m", false)).unwrap();
+    assert_eq!(bench.told(), ["m: draining -> online", "changed m/p/r0"]);
+    bench.register(read("m", true)).unwrap();
+    assert_eq!(bench.told(), ["m: online -> draining", "changed m/p/r0"]);
 }
 
 #[test]

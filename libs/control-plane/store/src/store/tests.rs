@@ -14,8 +14,10 @@ fn record(id: &str, created_ms: u64, state: TaskState) -> TaskRecord {
             task_id: TaskId::new(id).unwrap(),
             session_id: None,
             workload: Workload::Chat,
+            dialect: None,
             priority: Priority::Interactive,
             model: Some("m".to_owned()),
+            agent: None,
             owner: if id.starts_with('a') {
                 "alice".to_owned()
             } else {

@@ -474,3 +474,19 @@ fn the_reference_has_every_setting_and_is_checked() {
             .contains("REMUDA_UPDATE_DOCS=1")
     );
 }
+
+#[test]
+fn numbers_and_addresses_say_what_would_be_right() {
+    assert_eq!(whole::<1, 16>("16"), Ok(16));
+    for wrong in ["0", "17", "-1", "1.5", "many", "", "99999999999999999999"] {
+        assert!(
+            whole::<1, 16>(wrong).unwrap_err().contains("from 1 to 16"),
+            "{wrong}"
+        );
+    }
+    assert_eq!((some_bytes("1KiB"), some_bytes("0").is_err()), (Ok(1024), true));
+    assert!(http_address("http://127.0.0.1:4318").is_ok());
+    for wrong in ["127.0.0.1:4318", "grpc://host:4317", "http://", ""] {
+        assert!(http_address(wrong).is_err(), "{wrong}");
+    }
+}

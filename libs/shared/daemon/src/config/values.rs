@@ -76,6 +76,45 @@ pub fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "the size is too large".to_owned())
 }
 
+/// A size in bytes of at least 1, as [`bytes`] reads it.
+///
+/// # Errors
+/// What would be right.
+pub fn some_bytes(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        0 => Err("right would be at least 1".to_owned()),
+        size => Ok(size),
+    }
+}
+
+/// A whole number from `MIN` to `MAX`.
+///
+/// # Errors
+/// What would be right.
+pub fn whole<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
+    text.trim()
+        .parse()
+        .ok()
+        .filter(|number| (MIN..=MAX).contains(number))
+        .ok_or_else(|| format!("right would be a whole number from {MIN} to {MAX}"))
+}
+
+/// An address that begins with `http://` or `https://` and names a host.
+///
+/// # Errors
+/// What would be right.
+pub fn http_address(text: &str) -> Result<String, String> {
+    let uri: Option<http::Uri> = text.parse().ok();
+    let is_one = uri.is_some_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+    });
+    if is_one {
+        Ok(text.to_owned())
+    } else {
+        Err("right would be an address such as http://127.0.0.1:4318".to_owned())
+    }
+}
+
 fn duration(text: &str, bare: Duration, wanted: &str) -> Result<Duration, String> {
     let wanted = || format!("right would be {wanted}");
     let (number, unit) = split(text).ok_or_else(wanted)?;

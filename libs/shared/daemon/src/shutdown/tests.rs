@@ -1,3 +1,4 @@
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
@@ -77,10 +78,17 @@ async fn signals_stop_and_a_second_one_cuts_it_short() {
     shutdown.spawn("answer", Kind::Work, tokio::time::sleep(LONG));
     let own = rustix::process::getpid();
     let send = |signal| rustix::process::kill_process(own, signal).unwrap();
-    let soon = |what| tokio::time::timeout(Duration::from_secs(10), what);
+    let soon = async |what: Pin<&mut dyn Future<Output = ()>>| {
+        tokio::time::timeout(Duration::from_secs(10), what).await
+    };
 
+    send(rustix::process::Signal::HUP);
+    soon(pin!(shutdown.files_changed()))
+        .await
+        .expect("a hangup is passed on");
+    assert!(!shutdown.is_stopping(), "a hangup ends no daemon");
     send(rustix::process::Signal::TERM);
-    soon(shutdown.stopped())
+    soon(pin!(shutdown.stopped()))
         .await
         .expect("the first signal begins the shutdown");
     send(rustix::process::Signal::INT);

@@ -39,8 +39,9 @@ fn a_receiver_that_hangs_holds_nothing_up() {
 fn settings_are_checked_before_anything_starts() {
     assert!(log_filter("info,orchestratord=debug").is_ok());
     assert!(log_filter("info,orchestratord=loud").is_err());
-    assert!(endpoint("http://127.0.0.1:4318").is_ok());
-    for wrong in ["127.0.0.1:4318", "grpc://host:4317", "http://", ""] {
-        assert!(endpoint(wrong).is_err(), "{wrong}");
-    }
+    assert!(log_filter("off").is_ok());
+    assert!(
+        log_filter("inof").is_err(),
+        "a target that nothing has would silence everything"
+    );
 }

@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
+use rustls::{InvalidMessage, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -34,6 +35,52 @@ pub enum AcceptError {
         #[source]
         source: io::Error,
     },
+}
+
+/// What is said, in its own words, to who speaks HTTP without TLS.
+const PLAIN_HTTP_ANSWER: &str = "{\"code\":\"INVALID_PARAMS\",\"message\":\"this address speaks TLS: use https:// instead of \
+    http://\",\"retriable\":false}";
+
+/// As [`accept`], on a connection from the network: who speaks HTTP without TLS is told so in HTTP, because an alert is
+/// garbage to it.
+///
+/// # Errors
+/// [`AcceptError`].
+pub async fn accept_tcp(
+    config: Arc<ServerConfig>,
+    mut stream: TcpStream,
+    sides: Sides<'_>,
+    deadline: Duration,
+) -> Result<TlsStream<TcpStream>, AcceptError> {
+    let mut beginning = [0; 3];
+    // What is wrong with the connection shows in the handshake as well.
+    let length = match timeout(deadline, stream.peek(&mut beginning)).await {
+        Ok(Ok(length)) => length,
+        Ok(Err(_)) | Err(_) => 0,
+    };
+    let beginning = &beginning[..length];
+    // A handshake begins with a byte that is no letter; HTTP/2 without TLS would take no answer in words.
+    if !beginning.first().is_some_and(u8::is_ascii_uppercase) || beginning == b"PRI" {
+        return accept(config, stream, sides, deadline).await;
+    }
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n\
+         {PLAIN_HTTP_ANSWER}",
+        PLAIN_HTTP_ANSWER.len()
+    );
+    let tell = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        // Unread bytes would make the kernel reset the connection before the answer is read.
+        tokio::io::copy(&mut stream.take(LEFTOVER_BYTES_MAX), &mut tokio::io::sink()).await
+    };
+    // It may have gone; it was told as far as it wanted to know.
+    let _ = timeout(LEFTOVER_WAIT.min(deadline), tell).await;
+    let text = explain::describe(
+        &rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType),
+        sides,
+    );
+    Err(AcceptError::Refused { text })
 }
 
 /// Shakes hands within `deadline`.

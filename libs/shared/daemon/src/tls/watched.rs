@@ -72,13 +72,14 @@ impl<C: Send + Sync + 'static> Watched<C> {
         Ok(true)
     }
 
-    /// Looks at the files every minute until the shutdown begins. Spawn it as background.
+    /// Looks at the files every minute, and when SIGHUP says so, until the shutdown begins. Spawn it as background.
     pub async fn follow(self: Arc<Self>, shutdown: Shutdown) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         loop {
             tokio::select! {
                 () = shutdown.stopped() => return,
                 _ = ticks.tick() => {}
+                () = shutdown.files_changed() => {}
             }
             match self.refresh() {
                 Ok(true) => tracing::info!("the TLS files have changed; new connections use the new ones"),

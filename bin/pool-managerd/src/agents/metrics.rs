@@ -1,0 +1,103 @@
+//! What a scrape says of agent pools.
+
+use std::fmt;
+
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use super::Agents;
+use super::parts::{Latency, PoolMetrics};
+
+/// The levels of `WarmLevel`, in its order.
+const LEVELS: [&str; 3] = ["cold", "warm", "hot"];
+
+type Count = fn(&PoolMetrics) -> &Counter;
+
+const COUNTERS: [(&str, &str, Count); 4] = [
+    (
+        "pool_sandbox_refills",
+        "Sandboxes started so that some are warm",
+        |pool| &pool.refills,
+    ),
+    (
+        "pool_sandbox_replacements",
+        "Sandboxes that were lost with runs in them",
+        |pool| &pool.replacements,
+    ),
+    (
+        "pool_egress_denied",
+        "Connections of sandboxes that were denied",
+        |pool| &pool.denied,
+    ),
+    (
+        "pool_login_take_backs",
+        "Homes taken back out of sandboxes",
+        |pool| &pool.take_backs,
+    ),
+];
+
+type Histogram = fn(&PoolMetrics) -> &Latency;
+
+const HISTOGRAMS: [(&str, &str, Histogram); 2] = [
+    (
+        "pool_claim_latency_ms",
+        "Time until a run had its sandbox, in milliseconds",
+        |pool| &pool.claim_ms,
+    ),
+    (
+        "pool_sandbox_start_latency_ms",
+        "Time until a sandbox was up, in milliseconds",
+        |pool| &pool.start_ms,
+    ),
+];
+
+impl Agents {
+    /// Writes what is said of all pools: of none, only that it would be said.
+    pub(crate) fn encode(agents: Option<&Self>, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let pools: Vec<_> = agents.iter().flat_map(|agents| agents.pools.iter()).collect();
+        let help = "Sandboxes of agent pools, by level";
+        let mut family = encoder.encode_descriptor("pool_sandboxes", help, None, MetricType::Gauge)?;
+        for (id, pool) in &pools {
+            for (level, count) in pool.metrics.levels() {
+                let labels = [("pool_id", id.as_str()), ("level", level)];
+                let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+                gauge.encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Runs, by how warm what they were given was";
+        let mut family = encoder.encode_descriptor("pool_claims", help, None, MetricType::Counter)?;
+        for (id, pool) in &pools {
+            for (level, count) in LEVELS.iter().zip(&pool.metrics.claims) {
+                let labels = [("pool_id", id.as_str()), ("level", *level)];
+                ConstCounter::new(count.get()).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Bytes that sandboxes sent to the world and received from it";
+        let mut family = encoder.encode_descriptor("pool_egress_bytes", help, None, MetricType::Counter)?;
+        for (id, pool) in &pools {
+            for (direction, count) in [("out", &pool.metrics.sent), ("in", &pool.metrics.received)] {
+                let labels = [("pool_id", id.as_str()), ("direction", direction)];
+                ConstCounter::new(count.get()).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        for (name, help, count) in COUNTERS {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (id, pool) in &pools {
+                let labels = [("pool_id", id.as_str())];
+                ConstCounter::new(count(&pool.metrics).get()).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        for (name, help, histogram) in HISTOGRAMS {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for (id, pool) in &pools {
+                let labels = [("pool_id", id.as_str())];
+                histogram(&pool.metrics)
+                    .0
+                    .encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}

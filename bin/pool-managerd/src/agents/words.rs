@@ -1,0 +1,248 @@
+//! From the words of a dialogue to those between node and control plane.
+
+use agents::{AgentEvent as Said, Source};
+use egress::Denied;
+use pool_registry_types::AgentEvent;
+use sandbox::WORKSPACE;
+
+use super::run::source_name;
+
+/// How much text of a turn is remembered, for the case that some of it is replaced.
+const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The longest raw line that is told.
+const RAW_BYTES_MAX: usize = 64 * 1024;
+/// What stands between two messages of a turn.
+const BETWEEN: &str = "\n\n";
+
+/// What a turn has said so far.
+pub(super) struct Words {
+    is_verbose: bool,
+    messages: Vec<String>,
+    bytes: usize,
+    was_ready: bool,
+    is_up: bool,
+}
+
+impl Words {
+    pub(super) fn new(is_verbose: bool) -> Self {
+        Self {
+            is_verbose,
+            messages: Vec::new(),
+            bytes: 0,
+            was_ready: false,
+            is_up: false,
+        }
+    }
+
+    /// Whether the CLI has said that it is ready since the last time.
+    pub(super) fn take_ready(&mut self) -> bool {
+        std::mem::take(&mut self.was_ready)
+    }
+
+    /// Whether a CLI that was started for this run has said that it is ready.
+    pub(super) fn is_up(&self) -> bool {
+        self.is_up
+    }
+
+    /// A line as it came, when that is wanted.
+    pub(super) fn raw(&self, source: Source, line: &str) -> Option<AgentEvent> {
+        self.is_verbose.then(|| raw(source, line))
+    }
+
+    /// The event as it is told. None: it is not.
+    pub(super) fn told(&mut self, event: Said) -> Option<AgentEvent> {
+        Some(match event {
+            Said::Ready => {
+                self.was_ready = true;
+                self.is_up = true;
+                return None;
+            }
+            Said::Session { id } => AgentEvent::Session { id },
+            Said::Text { message, text } => self.text(message, text),
+            Said::TextReplaced { message, text } => {
+                self.replace(message, &text);
+                AgentEvent::TextReplaced { text: self.all() }
+            }
+            Said::ToolStarted { id, tool, title } => AgentEvent::ToolStarted {
+                id,
+                name: tool,
+                input: title,
+            },
+            Said::ToolFinished {
+                id,
+                succeeded,
+                output,
+            } => AgentEvent::ToolFinished {
+                id,
+                ok: succeeded,
+                truncated: output.dropped_bytes > 0,
+                output: output.text,
+            },
+            Said::FilesChanged { paths } => AgentEvent::FilesChanged {
+                paths: paths.into_iter().map(relative).collect(),
+            },
+            Said::Usage {
+                tokens_in,
+                tokens_out,
+            } => AgentEvent::Usage {
+                tokens_in,
+                tokens_out,
+            },
+            Said::Limit {
+                retry_after_ms,
+                message,
+            } => AgentEvent::Limit {
+                message,
+                retry_after_ms,
+            },
+            // Told already as it came, when that is wanted.
+            Said::Raw { .. }
+            | Said::TurnStarted
+            | Said::Thinking { .. }
+            | Said::Retry { .. }
+            | Said::Ask { .. }
+            | Said::Refused { .. }
+            | Said::Cleared
+            | Said::TurnEnded { .. } => return None,
+        })
+    }
+
+    fn text(&mut self, message: u32, text: String) -> AgentEvent {
+        let at = message as usize;
+        let begins = self.messages.get(at).is_none_or(String::is_empty);
+        let follows = self.messages.iter().take(at).any(|before| !before.is_empty());
+        self.keep(at, &text);
+        if begins && follows && !text.is_empty() {
+            return AgentEvent::Text {
+                text: format!("{BETWEEN}{text}"),
+            };
+        }
+        AgentEvent::Text { text }
+    }
+
+    fn keep(&mut self, at: usize, text: &str) {
+        // A CLI that counts wildly costs no memory.
+        if self.bytes + text.len() > TEXT_BYTES_MAX || at > TEXT_BYTES_MAX / 1024 {
+            return;
+        }
+        if self.messages.len() <= at {
+            self.messages.resize_with(at + 1, String::new);
+        }
+        self.bytes += text.len();
+        self.messages[at].push_str(text);
+    }
+
+    fn replace(&mut self, message: u32, text: &str) {
+        let at = message as usize;
+        self.messages.truncate(at + 1);
+        if let Some(old) = self.messages.get_mut(at) {
+            old.clear();
+        }
+        self.bytes = self.messages.iter().map(String::len).sum();
+        self.keep(at, text);
+    }
+
+    fn all(&self) -> String {
+        let messages = self.messages.iter().filter(|message| !message.is_empty());
+        messages.map(String::as_str).collect::<Vec<_>>().join(BETWEEN)
+    }
+}
+
+/// An attempt that the way out has denied.
+pub(super) fn denied(attempt: &Denied) -> AgentEvent {
+    AgentEvent::EgressDenied {
+        host: attempt.host.clone(),
+        port: attempt.port,
+        reason: attempt.reason.to_string(),
+    }
+}
+
+fn raw(source: Source, line: &str) -> AgentEvent {
+    AgentEvent::Raw {
+        source: source_name(source).to_owned(),
+        line: line[..line.floor_char_boundary(RAW_BYTES_MAX)].to_owned(),
+    }
+}
+
+fn relative(path: String) -> String {
+    let Some(below) = path.strip_prefix(WORKSPACE) else {
+        return path;
+    };
+    let below = below.trim_start_matches('/');
+    if below.is_empty() { path } else { below.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(events: &[AgentEvent]) -> String {
+        events.iter().fold(String::new(), |text, event| match event {
+            AgentEvent::Text { text: more } => text + more,
+            AgentEvent::TextReplaced { text } => text.clone(),
+            _ => text,
+        })
+    }
+
+    #[test]
+    fn what_is_replaced_stands_where_it_stood() {
+        let text = |message, text: &str| Said::Text {
+            message,
+            text: text.to_owned(),
+        };
+        let mut words = Words::new(false);
+        let mut events = Vec::new();
+        let steps = [
+            text(0, "I "),
+            text(0, "look."),
+            text(1, "It is 2"),
+            Said::TextReplaced {
+                message: 1,
+                text: String::new(),
+            },
+            text(1, "It is "),
+            text(1, "201."),
+        ];
+        let expect = [
+            "I ",
+            "I look.",
+            "I look.\n\nIt is 2",
+            "I look.",
+            "I look.\n\nIt is ",
+            "I look.\n\nIt is 201.",
+        ];
+        for (step, expect) in steps.into_iter().zip(expect) {
+            events.extend(words.told(step));
+            assert_eq!(said(&events), expect);
+        }
+    }
+
+    #[test]
+    fn a_cli_that_says_nonsense_costs_no_memory() {
+        let mut words = Words::new(false);
+        for message in [u32::MAX, 1 << 20] {
+            words.told(Said::Text {
+                message,
+                text: "x".to_owned(),
+            });
+        }
+        for _ in 0..10 {
+            words.told(Said::Text {
+                message: 0,
+                text: "y".repeat(1 << 20),
+            });
+        }
+        assert!(words.bytes <= TEXT_BYTES_MAX && words.messages.len() < 10);
+    }
+
+    #[test]
+    fn paths_are_told_relative_to_the_workspace() {
+        for (path, expect) in [
+            ("/workspace/a/b", "a/b"),
+            ("/home/agent/x", "/home/agent/x"),
+            ("/workspace", "/workspace"),
+        ] {
+            assert_eq!(relative(path.to_owned()), expect);
+        }
+    }
+}

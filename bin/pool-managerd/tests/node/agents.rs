@@ -1,0 +1,7 @@
+//! Agent pools: real CLIs and a fake one, in real sandboxes, against a scripted provider.
+
+mod logins;
+mod place;
+mod real;
+mod restarts;
+mod runs;

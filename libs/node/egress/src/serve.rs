@@ -1,0 +1,510 @@
+//! One sandbox's way out, and serving its connections.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{Builder as Client, SendRequest};
+use hyper::server::conn::http1::Builder as Server;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy_bidirectional_with_sizes};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use crate::Limits;
+use crate::dial::{DialError, Way};
+use crate::forward::{proxy_user, strip, to_origin};
+use crate::limits::{COPY_BYTES, HEAD_BYTES_MAX, HEADERS_MAX};
+use crate::meter::{Activity, Meter, Metered, Traffic, Watched};
+use crate::policy::EgressPolicy;
+use crate::resolve::Resolve;
+use crate::target::Target;
+use crate::upstream::Upstreams;
+
+/// The largest name of a host that a report carries, in bytes.
+const REPORTED_BYTES_MAX: usize = 253;
+
+/// Why something may not be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// No rule names the host.
+    #[error("the host is not on the list of allowed hosts")]
+    HostNotAllowed,
+    /// A rule names the host, and not this port.
+    #[error("the port is not allowed for this host")]
+    PortNotAllowed,
+    /// It is a bare address that no rule names.
+    #[error("addresses are refused unless they are named")]
+    AddressNotNamed,
+    /// The name leads to an address that is not the open internet's.
+    #[error("the host leads to {0}, which is not an address of the open internet")]
+    AddressNotPermitted(IpAddr),
+    /// What is asked for is no host and port.
+    #[error("this names no host and port")]
+    NoTarget,
+    /// The sandbox has as many connections as it may have.
+    #[error("the sandbox has as many connections as it may have")]
+    TooManyConnections,
+}
+
+/// An attempt that was denied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// What was to be reached; shortened when it is no name.
+    pub host: String,
+    /// On which port; 0 when none was said.
+    pub port: u16,
+    /// Why not.
+    pub reason: Reason,
+    /// The task for which it was, when that is known.
+    pub task: Option<Arc<str>>,
+}
+
+/// How a connection ended that did not end by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Nothing moved for too long.
+    #[error("nothing moved for too long")]
+    Idle,
+    /// It has been open for as long as one may be.
+    #[error("the connection was open for as long as one may be")]
+    Total,
+    /// The sandbox has too many.
+    #[error("the sandbox has too many connections")]
+    TooManyConnections,
+    /// Its requests could not be read or answered.
+    #[error("the proxied connection broke")]
+    Http(#[source] hyper::Error),
+    /// The tunnel broke.
+    #[error("the tunnel broke")]
+    Tunnel(#[source] std::io::Error),
+}
+
+/// What all sandboxes of a node have in common.
+pub struct Shared {
+    /// Resolves names.
+    pub resolver: Arc<dyn Resolve>,
+    /// The only ways out, when there are any.
+    pub upstreams: Option<Arc<Upstreams>>,
+    /// Limits of each sandbox.
+    pub limits: Limits,
+}
+
+type Report = dyn Fn(Denied) + Send + Sync;
+
+struct Inner {
+    shared: Arc<Shared>,
+    owner: Box<str>,
+    policy: Mutex<Arc<EgressPolicy>>,
+    places: Semaphore,
+    meter: Arc<Meter>,
+    tasks: Mutex<HashMap<Arc<str>, Arc<Meter>>>,
+    report: Box<Report>,
+}
+
+/// A sandbox's way out. Cheap to clone; all clones are the same one.
+#[derive(Clone)]
+pub struct Egress(Arc<Inner>);
+
+/// Counts what one task of a sandbox moves, until it is dropped. Its connections are told by the user that they present
+/// to the proxy: `http://TASK:x@127.0.0.1:3128`. (Some clients send nothing when there is no password.) It is a label
+/// and no secret: a sandbox that lies about it lies about its owner's own tasks.
+pub struct TaskMeter {
+    egress: Egress,
+    task: Arc<str>,
+    meter: Arc<Meter>,
+}
+
+impl TaskMeter {
+    /// What was counted so far.
+    pub fn traffic(&self) -> Traffic {
+        self.meter.traffic()
+    }
+}
+
+impl Drop for TaskMeter {
+    fn drop(&mut self) {
+        self.egress.tasks().remove(&self.task);
+    }
+}
+
+impl Egress {
+    /// The way out of a sandbox that belongs to `owner`. `report` is called for every denied attempt; it must not block.
+    pub fn new(
+        shared: Arc<Shared>,
+        policy: EgressPolicy,
+        owner: &str,
+        report: impl Fn(Denied) + Send + Sync + 'static,
+    ) -> Self {
+        let places = Semaphore::new(shared.limits.connections_max);
+        Self(Arc::new(Inner {
+            shared,
+            owner: owner.into(),
+            policy: Mutex::new(Arc::new(policy)),
+            places,
+            meter: Arc::default(),
+            tasks: Mutex::default(),
+            report: Box::new(report),
+        }))
+    }
+
+    /// Another policy, for requests that come from now on. Tunnels that are open stay.
+    pub fn set_policy(&self, policy: EgressPolicy) {
+        *self.0.policy.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    }
+
+    /// What the sandbox has moved so far.
+    pub fn traffic(&self) -> Traffic {
+        self.0.meter.traffic()
+    }
+
+    /// Begins to count for a task, too.
+    pub fn meter_task(&self, task: &str) -> TaskMeter {
+        let task: Arc<str> = task.into();
+        let meter = Arc::<Meter>::default();
+        self.tasks().insert(Arc::clone(&task), Arc::clone(&meter));
+        TaskMeter {
+            egress: self.clone(),
+            task,
+            meter,
+        }
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Meter>>> {
+        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn policy(&self) -> Arc<EgressPolicy> {
+        Arc::clone(&self.0.policy.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn deny(&self, host: String, port: u16, reason: Reason, task: Option<Arc<str>>) {
+        (self.0.report)(Denied {
+            host,
+            port,
+            reason,
+            task,
+        });
+    }
+
+    /// Serves one connection that something in the sandbox has opened to the proxy, to its end. Dropping the future
+    /// closes it.
+    pub async fn serve<S>(&self, connection: S) -> Result<(), ServeError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let limits = &self.0.shared.limits;
+        let Ok(_place) = self.0.places.try_acquire() else {
+            self.deny(String::new(), 0, Reason::TooManyConnections, None);
+            return turn_away(connection, limits).await;
+        };
+        let activity = Arc::new(Activity::new());
+        let connection = Watched {
+            inner: connection,
+            activity: Arc::clone(&activity),
+        };
+        tokio::select! {
+            served = timeout(limits.total_timeout, Box::pin(self.requests(connection))) => {
+                served.unwrap_or(Err(ServeError::Total))
+            }
+            () = activity.idle(limits.idle_timeout) => Err(ServeError::Idle),
+        }
+    }
+
+    async fn requests<S>(&self, connection: Watched<S>) -> Result<(), ServeError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let session = Arc::new(Session {
+            egress: self.clone(),
+            tunnel: Mutex::new(None),
+            kept: tokio::sync::Mutex::new(None),
+        });
+        let service = service_fn({
+            let session = Arc::clone(&session);
+            move |request| {
+                let session = Arc::clone(&session);
+                async move { Ok::<_, Infallible>(session.answer(request).await) }
+            }
+        });
+        Server::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.0.shared.limits.head_timeout)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .max_headers(HEADERS_MAX)
+            .preserve_header_case(true)
+            .half_close(true)
+            .serve_connection(TokioIo::new(connection), service)
+            .with_upgrades()
+            .await
+            .map_err(ServeError::Http)?;
+        let tunnel = session
+            .tunnel
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some((upgrade, mut world)) = tunnel else {
+            return Ok(());
+        };
+        let mut sandbox = TokioIo::new(upgrade.await.map_err(ServeError::Http)?);
+        copy_bidirectional_with_sizes(&mut sandbox, &mut world, COPY_BYTES, COPY_BYTES)
+            .await
+            .map(|_| ())
+            .map_err(ServeError::Tunnel)
+    }
+}
+
+type Answer = Response<BoxBody<Bytes, hyper::Error>>;
+
+/// A connection to a server that the next request to the same server uses again.
+struct Kept {
+    target: Target,
+    task: Option<Arc<str>>,
+    sender: SendRequest<Incoming>,
+    driver: AbortHandle,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// One connection of the sandbox.
+struct Session {
+    egress: Egress,
+    /// Set by `CONNECT`, for after its answer.
+    tunnel: Mutex<Option<(OnUpgrade, Metered<TcpStream>)>>,
+    /// Requests on one connection come one after the other; an answer's body needs its connection until it ends.
+    kept: tokio::sync::Mutex<Option<Kept>>,
+}
+
+impl Session {
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let task = self.task_of(&request);
+        let policy = self.egress.policy();
+        let is_tunnel = request.method() == Method::CONNECT;
+        let (target, way) = match read_target(&request, &policy) {
+            Ok(found) => found,
+            Err(asked) => {
+                let asked = shorten(&asked);
+                self.egress
+                    .deny(asked, 0, Reason::NoTarget, task.map(|(task, _)| task));
+                return plain(
+                    StatusCode::BAD_REQUEST,
+                    "remuda: this names no host and port\n".to_owned(),
+                );
+            }
+        };
+        let done = if is_tunnel {
+            self.open_tunnel(request, &policy, &target, way, task.clone())
+                .await
+        } else {
+            self.forward(request, &policy, &target, way, task.clone()).await
+        };
+        done.unwrap_or_else(|error| self.refuse(&target, &error, task.map(|(task, _)| task)))
+    }
+
+    fn task_of(&self, request: &Request<Incoming>) -> Option<(Arc<str>, Arc<Meter>)> {
+        let user = proxy_user(request.headers())?;
+        let tasks = self.egress.tasks();
+        tasks
+            .get_key_value(user.as_str())
+            .map(|(task, meter)| (Arc::clone(task), Arc::clone(meter)))
+    }
+
+    async fn dial(
+        &self,
+        policy: &EgressPolicy,
+        target: &Target,
+        way: Way,
+        task: Option<(Arc<str>, Arc<Meter>)>,
+    ) -> Result<Metered<TcpStream>, DialError> {
+        let inner = &self.egress.0;
+        let stream = inner.shared.dial(policy, target, way, &inner.owner).await?;
+        let meters = [Some(Arc::clone(&inner.meter)), task.map(|(_, meter)| meter)];
+        Ok(Metered {
+            inner: stream,
+            meters,
+        })
+    }
+
+    async fn open_tunnel(
+        &self,
+        request: Request<Incoming>,
+        policy: &EgressPolicy,
+        target: &Target,
+        way: Way,
+        task: Option<(Arc<str>, Arc<Meter>)>,
+    ) -> Result<Answer, DialError> {
+        let world = self.dial(policy, target, way, task).await?;
+        let upgrade = hyper::upgrade::on(request);
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, world));
+        Ok(Response::new(
+            Empty::new().map_err(|never| match never {}).boxed(),
+        ))
+    }
+
+    async fn forward(
+        &self,
+        mut request: Request<Incoming>,
+        policy: &EgressPolicy,
+        target: &Target,
+        way: Way,
+        task: Option<(Arc<str>, Arc<Meter>)>,
+    ) -> Result<Answer, DialError> {
+        to_origin(&mut request, target);
+        let name = task.as_ref().map(|(task, _)| Arc::clone(task));
+        let mut kept = self.kept.lock().await;
+        // The policy may be another one by now: a kept connection is for what is still allowed.
+        let usable = kept
+            .as_ref()
+            .is_some_and(|kept| kept.target == *target && kept.task == name)
+            && (way == Way::Base || policy.check(target).is_ok());
+        let mut connection = kept.take().filter(|_| usable);
+        if let Some(open) = &mut connection
+            && open.sender.ready().await.is_err()
+        {
+            connection = None;
+        }
+        let mut connection = match connection {
+            Some(connection) => connection,
+            None => self.connect(policy, target, way, task).await?,
+        };
+        let response = connection.sender.send_request(request).await;
+        let mut response = response.map_err(|error| DialError::Unreachable(std::io::Error::other(error)))?;
+        *kept = Some(connection);
+        strip(response.headers_mut());
+        Ok(response.map(BodyExt::boxed))
+    }
+
+    async fn connect(
+        &self,
+        policy: &EgressPolicy,
+        target: &Target,
+        way: Way,
+        task: Option<(Arc<str>, Arc<Meter>)>,
+    ) -> Result<Kept, DialError> {
+        let name = task.as_ref().map(|(task, _)| Arc::clone(task));
+        let stream = self.dial(policy, target, way, task).await?;
+        let (sender, driver) = Client::new()
+            .preserve_header_case(true)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| DialError::Unreachable(std::io::Error::other(error)))?;
+        // Ends with the connection, and is ended with the session.
+        let driver = tokio::spawn(async move {
+            let _ = driver.await;
+        });
+        Ok(Kept {
+            target: target.clone(),
+            task: name,
+            sender,
+            driver: driver.abort_handle(),
+        })
+    }
+
+    fn refuse(&self, target: &Target, error: &DialError, task: Option<Arc<str>>) -> Answer {
+        match error {
+            DialError::Denied(reason) => {
+                self.egress
+                    .deny(target.host.to_string(), target.port, *reason, task);
+                plain(
+                    StatusCode::FORBIDDEN,
+                    format!("remuda: {target} is refused: {reason}\n"),
+                )
+            }
+            DialError::Unresolved => plain(
+                StatusCode::BAD_GATEWAY,
+                format!("remuda: {} has no address\n", target.host),
+            ),
+            DialError::Unreachable(error) => {
+                tracing::debug!(%target, %error, "a sandbox could not reach an allowed host");
+                plain(
+                    StatusCode::BAD_GATEWAY,
+                    format!("remuda: {target} cannot be reached\n"),
+                )
+            }
+            DialError::TimedOut => plain(
+                StatusCode::GATEWAY_TIMEOUT,
+                format!("remuda: {target} did not answer in time\n"),
+            ),
+        }
+    }
+}
+
+/// What the request is for, and which way; or what it said instead.
+fn read_target(request: &Request<Incoming>, policy: &EgressPolicy) -> Result<(Target, Way), String> {
+    let uri = request.uri();
+    if request.method() == Method::CONNECT {
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        let target = Target::parse(authority, None).map_err(|_| uri.to_string())?;
+        return Ok((target, Way::World));
+    }
+    match (uri.scheme_str(), uri.authority()) {
+        (Some("http"), Some(authority)) => {
+            let target =
+                Target::parse(authority.as_str(), Some(80)).map_err(|_| uri_without_path(request))?;
+            Ok((target, Way::World))
+        }
+        (None, None) if uri.path().starts_with('/') => policy
+            .base()
+            .map(|base| (base.clone(), Way::Base))
+            .ok_or_else(String::new),
+        _ => Err(uri_without_path(request)),
+    }
+}
+
+/// Paths and queries may carry secrets; where something was to go does not.
+fn uri_without_path(request: &Request<Incoming>) -> String {
+    let uri = request.uri();
+    let host = uri.host().unwrap_or_default();
+    uri.scheme_str()
+        .map_or_else(|| host.to_owned(), |scheme| format!("{scheme}://{host}"))
+}
+
+fn shorten(text: &str) -> String {
+    let mut end = text.len().min(REPORTED_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+fn plain(status: StatusCode, text: String) -> Answer {
+    let body = Full::new(Bytes::from(text))
+        .map_err(|never| match never {})
+        .boxed();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}
+
+/// Says so and closes, without reading anything.
+async fn turn_away<S: AsyncWrite + Unpin>(mut connection: S, limits: &Limits) -> Result<(), ServeError> {
+    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
+        Connection: close\r\nContent-Length: 46\r\n\r\nremuda: the sandbox has too many connections.\n";
+    let answer = async {
+        connection.write_all(ANSWER).await?;
+        connection.shutdown().await
+    };
+    // It is told what it can be told.
+    let _ = timeout(limits.head_timeout, answer).await;
+    Err(ServeError::TooManyConnections)
+}

@@ -240,6 +240,7 @@ impl Run {
             workspace: wish.directory.clone(),
             model,
             session: thread.map(str::to_owned),
+            own_endpoint: endpoint.is_some(),
             ..DialogueSettings::default()
         };
         let dialogue = Dialogue::new(profile, pool.level(), settings);

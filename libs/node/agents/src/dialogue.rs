@@ -282,11 +282,16 @@ impl Dialogue {
     /// A dialogue with a process that was started by `profile` at `level`.
     pub fn new(profile: &Profile, level: Level, settings: DialogueSettings) -> Self {
         let start = profile.start(level);
+        let endpoint = profile.endpoint.as_ref().filter(|_| settings.own_endpoint);
+        let model_id = endpoint.and_then(|endpoint| endpoint.model_id.as_ref());
         let speaker: Box<dyn Speaker> = match start.language {
             Language::ClaudeStreamJson => Box::new(claude::Claude::default()),
             Language::CodexAppServer => Box::new(codex_server::CodexServer::default()),
             Language::CodexExecJson => Box::new(codex_exec::CodexExec),
-            Language::Acp => Box::new(acp::Acp::default()),
+            Language::Acp => Box::new(acp::Acp::new(acp::Names {
+                model: model_id.cloned(),
+                resumed: start.resume_id.clone(),
+            })),
             Language::GeminiStreamJson => Box::new(gemini::GeminiStream::default()),
             Language::Lines => Box::new(lines::Lines),
         };

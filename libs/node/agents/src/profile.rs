@@ -97,6 +97,8 @@ pub struct Start {
     pub language: Language,
     /// Arguments that continue a conversation. None: it cannot be said at the start.
     pub resume_args: Option<Vec<Template>>,
+    /// How a conversation that is to be continued is named in a dialogue. None: by its id.
+    pub resume_id: Option<Template>,
     /// Arguments for a model. None: those of `[model]`.
     pub model_args: Option<Vec<Template>>,
     /// How a process is ended.
@@ -169,6 +171,8 @@ pub struct Endpoint {
     pub args: Vec<Template>,
     /// Arguments for a model there. None: those of `[model]`.
     pub model_args: Option<Vec<Template>>,
+    /// How a model there is named in a dialogue. None: by its name.
+    pub model_id: Option<Template>,
     /// Files in the home directory.
     #[serde(default)]
     pub files: Vec<HomeFile>,

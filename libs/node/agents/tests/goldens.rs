@@ -39,7 +39,7 @@ fn files() -> Vec<PathBuf> {
 #[test]
 fn the_corpus_is_read_as_it_was_written() {
     let files = files();
-    assert!(files.len() >= 36, "{} files", files.len());
+    assert!(files.len() >= 42, "{} files", files.len());
     for file in files {
         let text = std::fs::read_to_string(&file).expect("readable");
         let again = Golden::read(&text).replay().write();

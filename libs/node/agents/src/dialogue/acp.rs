@@ -8,6 +8,11 @@
 //! the message from its beginning. So a beginning that comes again after a pause replaces the text so far; one that is
 //! worded otherwise cannot be told from more of the same message.
 //!
+//! A conversation that is loaded repeats its past, and not all of it before the answer to `session/load`: Gemini CLI
+//! tells the rest after it, one update after the other. So after that answer the agent is asked something that it does not
+//! know, and again until an answer comes with nothing of the conversation before it. An agent writes its lines in one
+//! queue, and a past that is not over always has its next line in it: an answer without one before it comes after the last.
+//!
 //! Read by member and not by the protocol's own types: a kind of update that is new must not make the rest of a line
 //! unreadable. It offers the agent no files and no terminals of its own, so that everything happens in the sandbox.
 
@@ -18,11 +23,16 @@ use serde_json::{Value, json};
 use super::event::{Bounded, FILES_MAX, TITLE_BYTES_MAX, cut};
 use super::text::REFETCH_PAUSE_MS;
 use super::{AgentEvent, Approval, Common, Outcome, Reaction, Refusal, Speaker, Turn};
+use crate::template::{Template, Values, Variable};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Initialize,
-    Session { loaded: bool },
+    Session {
+        loaded: bool,
+    },
+    /// Nothing: only when its answer comes says something.
+    Past,
     SetModel,
     Prompt,
 }
@@ -33,17 +43,34 @@ const ASKED_MAX: usize = 64;
 /// How many tool calls of a turn are remembered.
 const TOOLS_MAX: usize = 1024;
 
+/// A method that no agent has: names that begin so are nobody's but ours.
+const PAST: &str = "_remuda/past";
+
+/// How an agent wants things to be named.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    /// A model. None: by its name.
+    pub(super) model: Option<Template>,
+    /// A conversation that is to be continued. None: by its id.
+    pub(super) resumed: Option<Template>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Acp {
+    names: Names,
     next_id: u64,
     asked: Vec<(u64, Asked)>,
+    /// The session, by the name that the agent knows it by.
     session: Option<String>,
-    /// The session that is loaded: it repeats its past, which is not the answer.
+    /// The conversation that is loaded, by its id.
     loading: Option<String>,
+    /// There is no session yet, or one that still repeats its past.
     session_asked: bool,
+    /// Whether something of its past has come since the last answer.
+    past_heard: bool,
     clearing: bool,
     pending: Option<Turn>,
-    /// The model that the session has, as far as it is known.
+    /// The model that the session has, as far as it is known, by the name that the agent knows it by.
     model: Option<String>,
     /// The model that it was asked to take, without an answer yet.
     model_asked: Option<String>,
@@ -111,13 +138,13 @@ impl Speaker for Acp {
             (Some(method), Some(id)) => request(common, method, id, &value["params"], reaction),
             (Some("session/update"), None) => {
                 let params = &value["params"];
-                let own = params["sessionId"].as_str() == self.session.as_deref();
-                if own && self.session.is_some() {
-                    self.update(common, now_ms, &params["update"], reaction)
-                } else {
-                    // The past of a session that is loaded, or what another one still says.
-                    true
+                let own = self.session.is_some() && params["sessionId"].as_str() == self.session.as_deref();
+                if own && !self.session_asked {
+                    return self.update(common, now_ms, &params["update"], reaction);
                 }
+                // The past of a session that is loaded, or what another one still says.
+                self.past_heard |= own;
+                true
             }
             (None, Some(id)) => self.answer(common, id, value, reaction),
             _ => false,
@@ -126,6 +153,13 @@ impl Speaker for Acp {
 }
 
 impl Acp {
+    pub(super) fn new(names: Names) -> Self {
+        Self {
+            names,
+            ..Self::default()
+        }
+    }
+
     fn ask(&mut self, method: &str, params: &Value, asked: Asked, reaction: &mut Reaction) {
         self.next_id += 1;
         if self.asked.len() == ASKED_MAX {
@@ -147,16 +181,18 @@ impl Acp {
         self.session = None;
         self.loading = Some(session.to_owned());
         self.session_asked = true;
-        let params = json!({"sessionId": session, "cwd": common.settings.workspace, "mcpServers": []});
+        let name = named(self.names.resumed.as_ref(), Variable::Session, session);
+        let params = json!({"sessionId": name, "cwd": common.settings.workspace, "mcpServers": []});
         self.ask("session/load", &params, Asked::Session { loaded: true }, reaction);
     }
 
     fn say(&mut self, common: &Common, turn: &Turn, reaction: &mut Reaction) {
         let model = turn.model.as_ref().or(common.settings.model.as_ref());
-        if model.is_some() && model != self.model.as_ref() {
+        let model = model.map(|model| named(self.names.model.as_ref(), Variable::Model, model));
+        if model.is_some() && model != self.model {
             // The prompt waits for the answer: it must not go to another model.
             self.pending = Some(turn.clone());
-            self.model_asked = model.cloned();
+            self.model_asked.clone_from(&model);
             let params = json!({"sessionId": self.session, "modelId": model});
             self.ask("session/set_model", &params, Asked::SetModel, reaction);
             return;
@@ -181,7 +217,8 @@ impl Acp {
                 Some(session) => self.load_session(common, &session, reaction),
                 None => self.new_session(common, reaction),
             },
-            (Asked::Session { .. }, None) => self.session_is(common, result, reaction),
+            (Asked::Session { loaded }, None) => self.session_told(common, loaded, result, reaction),
+            (Asked::Past, _) => self.past_told(common, reaction),
             (Asked::SetModel, None) => {
                 self.model = self.model_asked.take();
                 if let Some(turn) = self.pending.take() {
@@ -214,14 +251,39 @@ impl Acp {
         true
     }
 
-    fn session_is(&mut self, common: &mut Common, result: &Value, reaction: &mut Reaction) {
-        let loaded = self.loading.take();
-        let id = result["sessionId"].as_str().map(str::to_owned).or(loaded);
-        let id = id.unwrap_or_default();
-        self.session = Some(id.clone());
+    /// There is a session; one that is loaded may not have told all of its past.
+    fn session_told(&mut self, common: &mut Common, loaded: bool, result: &Value, reaction: &mut Reaction) {
+        let told = result["sessionId"].as_str().map(str::to_owned);
+        let name = |id: &String| named(self.names.resumed.as_ref(), Variable::Session, id);
+        let known = self.loading.as_ref().map(name);
+        self.session = Some(told.or(known).unwrap_or_default());
+        let at_start = common.model_at_start.as_ref();
+        let at_start = at_start.map(|model| named(self.names.model.as_ref(), Variable::Model, model));
+        self.model = current_model(result).or(at_start);
+        if loaded {
+            self.past_heard = false;
+            self.ask(PAST, &json!({}), Asked::Past, reaction);
+        } else {
+            self.session_is(common, reaction);
+        }
+    }
+
+    fn past_told(&mut self, common: &mut Common, reaction: &mut Reaction) {
+        if self.session.is_none() {
+            // Another one was asked for meanwhile.
+        } else if std::mem::take(&mut self.past_heard) {
+            self.ask(PAST, &json!({}), Asked::Past, reaction);
+        } else if self.session_asked {
+            self.session_is(common, reaction);
+        }
+    }
+
+    fn session_is(&mut self, common: &mut Common, reaction: &mut Reaction) {
+        let id = self.loading.take().or_else(|| self.session.clone());
         self.session_asked = false;
-        self.model.clone_from(&common.model_at_start);
-        reaction.event(AgentEvent::Session { id });
+        reaction.event(AgentEvent::Session {
+            id: id.unwrap_or_default(),
+        });
         if std::mem::take(&mut self.clearing) {
             reaction.event(AgentEvent::Cleared);
         }
@@ -326,6 +388,21 @@ impl Call {
     }
 }
 
+/// What the agent calls something. A value that fits in no template is refused by the agent, in its own words.
+fn named(template: Option<&Template>, variable: Variable, value: &str) -> String {
+    let name = template.map(|template| template.expand(&Values::new().with(variable, value)));
+    name.and_then(Result::ok).unwrap_or_else(|| value.to_owned())
+}
+
+/// The model that a session has: Gemini CLI says it in one way, opencode in another.
+fn current_model(session: &Value) -> Option<String> {
+    let options = session["configOptions"].as_array();
+    let option = options.and_then(|options| options.iter().find(|option| option["id"] == "model"));
+    let told = session["models"]["currentModelId"].as_str();
+    let told = told.or_else(|| option?["currentValue"].as_str());
+    told.map(str::to_owned)
+}
+
 fn prompt_answered(common: &mut Common, result: &Value, reaction: &mut Reaction) {
     let gemini = &result["_meta"]["quota"]["token_count"];
     let count = |standard: &str, other: &str| {
@@ -410,3 +487,6 @@ fn request(common: &Common, method: &str, id: &Value, params: &Value, reaction: 
     });
     true
 }
+
+#[cfg(test)]
+mod tests;

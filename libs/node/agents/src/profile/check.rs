@@ -167,6 +167,7 @@ fn variables(profile: &Profile, place: &Place<'_>) -> Result<(), ProfileError> {
         check(&key("args"), start.args.iter().collect(), &always)?;
         let resume = start.resume_args.iter().flatten().collect();
         check(&key("resume_args"), resume, &with(&[Session]))?;
+        check(&key("resume_id"), start.resume_id.iter().collect(), &[Session])?;
         let model = start.model_args.iter().flatten().collect();
         check(&key("model_args"), model, &with(&[Model]))?;
     }
@@ -179,6 +180,7 @@ fn variables(profile: &Profile, place: &Place<'_>) -> Result<(), ProfileError> {
         let values = values.chain(endpoint.files.iter().map(|file| &file.content));
         let values = values.chain(endpoint.model_args.iter().flatten());
         check("endpoint", values.collect(), &with(&[BaseUrl, Key, Model]))?;
+        check("endpoint.model_id", endpoint.model_id.iter().collect(), &[Model])?;
         if endpoint
             .args
             .iter()
@@ -249,6 +251,15 @@ fn flags(profile: &Profile, place: &Place<'_>) -> Result<(), ProfileError> {
                 "resume_args",
                 format!(
                     "`{key}.resume_args` is impossible: {:?} continues in its dialogue",
+                    start.language.name()
+                ),
+            ));
+        }
+        if start.resume_id.is_some() && start.language != Language::Acp {
+            return Err(place.wrong(
+                "resume_id",
+                format!(
+                    "`{key}.resume_id` is impossible: {:?} says it in no dialogue",
                     start.language.name()
                 ),
             ));

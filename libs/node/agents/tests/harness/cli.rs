@@ -256,14 +256,6 @@ impl Cli {
         told.expect("it has told its session")
     }
 
-    /// Whether the CLI could not do what it was asked.
-    pub(crate) fn was_refused(&self, asked: &str) -> bool {
-        self.golden
-            .entries
-            .iter()
-            .any(|entry| matches!(entry, Entry::Event(AgentEvent::Refused { what, .. }) if *what == asked))
-    }
-
     /// Waits for the end of the turn.
     pub(crate) fn ended(&mut self) -> Ended {
         let AgentEvent::TurnEnded { outcome } =

@@ -22,11 +22,8 @@ pub(crate) type Recorded = (String, Golden);
 
 /// Goes through everything with one CLI.
 pub(crate) fn all(place: &Place, provider: &FakeProvider) -> Vec<Recorded> {
-    let mut recorded = vec![
-        hot_turns(place, provider),
-        hot_failures(place, provider),
-        hot_conversations(place, provider),
-    ];
+    let mut recorded = vec![hot_turns(place, provider), hot_failures(place, provider)];
+    recorded.extend(hot_conversations(place, provider));
     for (name, steps) in one_shot_scripts() {
         if place.profile.name == "opencode" && name != "text" {
             // It takes seconds to start, and one-shot it says the same lines as hot.
@@ -84,7 +81,7 @@ fn hot_failures(place: &Place, provider: &FakeProvider) -> Recorded {
     finish(place, "hot-failures", &home, cli)
 }
 
-fn hot_conversations(place: &Place, provider: &FakeProvider) -> Recorded {
+fn hot_conversations(place: &Place, provider: &FakeProvider) -> [Recorded; 2] {
     let home = place.home();
     let mut cli = place.start(Level::Hot, &home, None, Some(MODEL));
     cli.ready();
@@ -109,14 +106,10 @@ fn hot_conversations(place: &Place, provider: &FakeProvider) -> Recorded {
     provider.script([Step::text("walnut")]);
     completed(&cli.turn("and now?"), &["walnut"]);
     let asked = conversations(provider);
-    if place.profile.name == "gemini" {
-        // It answers that there are no sessions, although their files are there: told, and begun anew.
-        assert!(cli.was_refused("resume"), "it can by now: {asked:?}");
-        return recorded;
-    }
     let remembers = |text: &String| text.contains("walnut") && !text.contains("which word?");
     assert!(asked.iter().any(remembers), "{asked:?}");
-    recorded
+    assert_eq!(first, cli.session());
+    [recorded, finish(place, "hot-resumed", &home, cli)]
 }
 
 fn one_shot_scripts() -> Vec<(&'static str, Vec<Step>)> {
@@ -160,12 +153,10 @@ fn one_shot_resumed(place: &Place, provider: &FakeProvider) -> Recorded {
     let mut cli = place.start(Level::OneShot, &home, Some(&session), Some(MODEL));
     completed(&cli.turn("which word?"), &["walnut"]);
     let asked = conversations(provider);
-    if place.profile.name != "gemini" || !cli.was_refused("resume") {
-        assert!(
-            asked.iter().any(|text| text.contains("the word is walnut")),
-            "{asked:?}"
-        );
-    }
+    assert!(
+        asked.iter().any(|text| text.contains("the word is walnut")),
+        "{asked:?}"
+    );
     finish(place, "one-shot-resumed", &home, cli)
 }
 

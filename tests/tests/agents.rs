@@ -128,6 +128,11 @@ async fn an_agents_task_is_a_task() {
     let names: Vec<&str> = events.iter().map(|(name, _)| &**name).collect();
     assert_eq!(names.first(), Some(&"started"), "{events:?}");
     assert_eq!((text(&events).as_str(), names.last()), ("3*67=201", Some(&"end")));
+    let end = &events.last().unwrap().1;
+    assert_eq!(
+        (&end["egress_sent_bytes"], &end["egress_received_bytes"]),
+        (&json!(0), &json!(0))
+    );
     let started = &events[0].1;
     assert_eq!(
         (&started["pool_id"], &started["replica_id"]),

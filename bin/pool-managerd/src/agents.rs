@@ -32,7 +32,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use egress::{SystemResolver, UpstreamProxy, Upstreams};
+use egress::{UpstreamProxy, Upstreams};
 use homes::{DirectoryStore, Homes, OwnerHandle};
 use pool_registry_types::{
     AgentLogin, AgentRun, ControlPlaneId, LoginInput, LoginStatus, PoolId, PoolReport,
@@ -62,6 +62,9 @@ const WARM_BYTES: u64 = 8 << 20;
 const OWNED_BYTES: u64 = 400 << 20;
 /// How long a node that ends may take to let go of its directory.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often upstream proxies are looked at, and how long each may take.
+const PROXY_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+const PROXY_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A prompt that is longer is refused.
 const PROMPT_BYTES_MAX: usize = 4 << 20;
 
@@ -106,6 +109,7 @@ pub(crate) struct Agents {
     pools: Arc<BTreeMap<PoolId, Arc<PoolParts>>>,
     keeper: Keeper,
     homes: Arc<Homes>,
+    upstreams: Option<Arc<Upstreams>>,
     logins: Logins,
     changed: Arc<Changed>,
     stop: CancellationToken,
@@ -136,14 +140,15 @@ impl Agents {
         let (rendezvous, returned) = Rendezvous::open(config::rendezvous_directory(config))?;
         let proxies = config.proxies.iter().map(|url| UpstreamProxy::parse(url));
         let proxies = proxies.collect::<Result<Vec<_>, _>>()?;
+        let upstreams = Upstreams::new(proxies).map(Arc::new);
         let stop_runs = CancellationToken::new();
         let node = Arc::new(NodeParts {
             driver: Arc::new(driver),
             rendezvous,
             homes: homes.clone(),
             egress: Arc::new(egress::Shared {
-                resolver: Arc::new(SystemResolver),
-                upstreams: Upstreams::new(proxies).map(Arc::new),
+                resolver: config.resolver.clone(),
+                upstreams: upstreams.clone(),
                 limits: egress::Limits::default(),
             }),
             init: config.init.clone(),
@@ -187,6 +192,13 @@ impl Agents {
         spawn(Box::pin(task.run()));
         spawn(Box::pin(returning.clone().follow(returned)));
         spawn(Box::pin(keeper::adopt(node, keeper.clone(), returning)));
+        if let Some(upstreams) = upstreams.clone() {
+            spawn(Box::pin(async move {
+                upstreams
+                    .check_forever(PROXY_CHECK_INTERVAL, PROXY_CHECK_TIMEOUT)
+                    .await;
+            }));
+        }
         for pool in &parts {
             spawn(Box::pin(keep_installed(
                 pool.clone(),
@@ -200,6 +212,7 @@ impl Agents {
             pools: Arc::new(pools),
             keeper,
             homes,
+            upstreams,
             logins: Logins::default(),
             changed,
             stop,

@@ -80,6 +80,9 @@ pub struct PoolSettings {
     /// Further hosts that its sandboxes may connect to.
     #[serde(default)]
     pub allowed_hosts: Vec<String>,
+    /// Networks other than the open internet in which allowed hosts may be.
+    #[serde(default)]
+    pub allowed_networks: Vec<String>,
     /// What each of its sandboxes may use.
     pub limits: Option<LimitSettings>,
 }
@@ -201,6 +204,7 @@ impl PoolSettings {
             warm: None,
             runs_max: None,
             allowed_hosts: Vec::new(),
+            allowed_networks: Vec::new(),
             limits: None,
         }
     }
@@ -247,6 +251,7 @@ impl PoolSettings {
             (self.warm.is_some(), "warm"),
             (self.runs_max.is_some(), "runs_max"),
             (!self.allowed_hosts.is_empty(), "allowed_hosts"),
+            (!self.allowed_networks.is_empty(), "allowed_networks"),
             (self.limits.is_some(), "limits"),
         ];
         set.into_iter().find_map(|(is_set, name)| is_set.then_some(name))

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::io;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use init_protocol::{Message, NO_CHANNEL, Proof, START_VARIABLE, Start};
+use init_protocol::{Message, NO_CHANNEL, PROXY_ADDRESS, Proof, START_VARIABLE, Start, entrance_address};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
@@ -58,7 +58,7 @@ impl Init {
         let start: Start = serde_json::from_str(&start).map_err(|error| StartError::Start(Some(error)))?;
         harden(&start.limits)?;
         // Taken before any other program runs, so no other program can answer there.
-        let proxy = TcpListener::bind(&start.proxy_address).map_err(StartError::Listen)?;
+        let proxy = listen(&start.proxy_address).map_err(StartError::Listen)?;
         proxy.set_nonblocking(true).map_err(StartError::Listen)?;
         Ok(Self {
             processes,
@@ -98,6 +98,14 @@ impl Init {
             }
         }
     }
+}
+
+/// The usual address means every entrance: a listener for all addresses, which takes loopback's only.
+fn listen(address: &str) -> io::Result<TcpListener> {
+    if address == PROXY_ADDRESS {
+        return TcpListener::bind((Ipv4Addr::UNSPECIFIED, entrance_address(0).port()));
+    }
+    TcpListener::bind(address)
 }
 
 /// One connection's time.

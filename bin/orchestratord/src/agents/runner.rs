@@ -165,6 +165,8 @@ struct Progress {
     tokens: u32,
     first_text: Option<Duration>,
     usage: adapter_host::TokenUsage,
+    /// Bytes sent and received.
+    egress: Option<(u64, u64)>,
 }
 
 impl Progress {
@@ -177,6 +179,8 @@ impl Progress {
             queue_ms: millis(self.queued_for),
             first_token_ms: millis(first_text),
             decode_ms: millis(so_far.saturating_sub(first_text)),
+            egress_sent_bytes: self.egress.map(|(sent, _)| sent),
+            egress_received_bytes: self.egress.map(|(_, received)| received),
         }
     }
 }
@@ -275,6 +279,7 @@ impl AgentRunner {
             tokens: 0,
             first_text: None,
             usage: adapter_host::TokenUsage::default(),
+            egress: None,
         }
     }
 
@@ -387,6 +392,13 @@ impl AgentRunner {
             AgentEvent::EgressDenied { host, port, reason } => {
                 progress.pool.egress_denied();
                 Event::EgressDenied { host, port, reason }
+            }
+            AgentEvent::Egress {
+                sent_bytes,
+                received_bytes,
+            } => {
+                progress.egress = Some((sent_bytes, received_bytes));
+                Event::Metrics(progress.usage(self.arrived))
             }
             AgentEvent::Raw { source, line } if self.run.verbose => Event::Raw { source, line },
             AgentEvent::Raw { .. }

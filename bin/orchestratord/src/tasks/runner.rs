@@ -402,5 +402,6 @@ fn usage(told: TokenUsage, queued_for: Duration, first_token: Duration, ended: D
         queue_ms: millis(queued_for),
         first_token_ms: millis(first_token),
         decode_ms: millis(ended.saturating_sub(first_token)),
+        ..Usage::default()
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agents::dialogue::{Language, LineSplitter};
 use agents::{Dialogue, Reaction, Source};
+use egress::EntranceMeter;
 use sandbox::{ByteReader, ByteWriter, ExecRequest, Process, ProcessWaiter, Sandbox, SandboxError};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -18,8 +19,8 @@ const TERMINATE: i32 = 15;
 pub(super) struct Wish {
     /// The CLI's word for the effort, where it is told at the start only.
     pub(super) effort: Option<String>,
-    /// Address, key and model of an endpoint other than the provider's.
-    pub(super) endpoint: Option<(String, String, String)>,
+    /// Key and model of an endpoint other than the provider's.
+    pub(super) endpoint: Option<(String, String)>,
     /// Its directory.
     pub(super) directory: String,
 }
@@ -33,6 +34,8 @@ pub(super) struct Cli {
     exit: Option<Option<i32>>,
     pub(super) dialogue: Dialogue,
     pub(super) wish: Wish,
+    /// Its own entrance of the way out, and what has passed there.
+    pub(super) entrance: EntranceMeter,
     /// The conversation that it is in, in its own words.
     pub(super) conversation: Option<String>,
     /// Whether it has had no prompt yet.
@@ -63,6 +66,7 @@ impl Cli {
         request: ExecRequest,
         (dialogue, language): (Dialogue, Language),
         wish: Wish,
+        entrance: EntranceMeter,
     ) -> Result<(Self, Reaction), SandboxError> {
         let Process {
             stdin,
@@ -84,6 +88,7 @@ impl Cli {
             exit: None,
             dialogue,
             wish,
+            entrance,
             conversation: None,
             is_fresh: true,
             can_resume: matches!(language, Language::CodexAppServer | Language::Acp),

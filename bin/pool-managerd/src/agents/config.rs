@@ -1,11 +1,12 @@
 //! What agent pools need to know: settings of the node and of each pool, checked.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agents::Profile;
 use daemon::config;
-use egress::{EgressPolicy, PolicyError};
+use egress::{EgressPolicy, PolicyError, Resolve, SystemResolver};
 use homes::{AgentName, KeyError, KeyRing, MasterKey};
 use pool_registry_types::PoolId;
 use sandbox::{InitProgram, Limits};
@@ -130,6 +131,7 @@ impl AgentsSettings {
                 anthropic: self.warm_pool_anthropic_size,
                 google: self.warm_pool_google_size,
             },
+            resolver: default.resolver,
         }
     }
 }
@@ -195,6 +197,8 @@ pub struct AgentsConfig {
     pub proxies: Vec<String>,
     /// Warm sandboxes where a pool does not say.
     pub warm: WarmDefaults,
+    /// What finds the addresses of hosts for sandboxes.
+    pub resolver: Arc<dyn Resolve>,
 }
 
 impl Default for AgentsConfig {
@@ -215,6 +219,7 @@ impl Default for AgentsConfig {
             hot_idle_max: Duration::from_secs(900),
             proxies: Vec::new(),
             warm: WarmDefaults::default(),
+            resolver: Arc::new(SystemResolver),
         }
     }
 }
@@ -338,9 +343,15 @@ pub enum AgentPoolProblem {
     /// The profile's name.
     #[error("the agent's name cannot be used")]
     Name(#[from] homes::NameError),
-    /// A host.
-    #[error("`allowed_hosts`")]
-    Hosts(#[from] PolicyError),
+    /// A host or a network.
+    #[error("`{key}`")]
+    Egress {
+        /// Which key.
+        key: &'static str,
+        /// What is wrong.
+        #[source]
+        source: PolicyError,
+    },
 }
 
 /// Checks an agent pool. Reads its profile.
@@ -363,7 +374,18 @@ pub(crate) fn check(settings: &PoolSettings, config: &AgentsConfig) -> Result<Ag
     within("runs_max", runs_max.into(), 1, RUNS_MAX.into())?;
     let mut egress = EgressPolicy::new();
     for host in profile.egress.hosts.iter().chain(&settings.allowed_hosts) {
-        egress = egress.allow(host)?;
+        let allowed = egress.allow(host);
+        egress = allowed.map_err(|source| AgentPoolProblem::Egress {
+            key: "allowed_hosts",
+            source,
+        })?;
+    }
+    for network in &settings.allowed_networks {
+        let permitted = egress.permit_network(network);
+        egress = permitted.map_err(|source| AgentPoolProblem::Egress {
+            key: "allowed_networks",
+            source,
+        })?;
     }
     Ok(AgentPool {
         id: settings.id.clone(),
@@ -444,6 +466,10 @@ mod tests {
         check(
             "agent = 'claude'\nallowed_hosts = ['https://x']",
             "`allowed_hosts`",
+        );
+        check(
+            "agent = 'claude'\nallowed_networks = ['10.0.0.0/40']",
+            "`allowed_networks`",
         );
         check("agent = 'clod'", "there is no agent profile named \"clod\"");
         check("agent = 'claude'\n[limits]\nmemory = 1", "unknown field `memory`");

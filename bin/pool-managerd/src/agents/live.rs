@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agents::{Level, Profile, Values, Variable};
 use egress::{Denied, Egress, Traffic};
-use sandbox::{AGENT_DIRECTORY, ArchiveLimits, ExecRequest, HOME, Sandbox, WORKSPACE};
+use sandbox::{AGENT_DIRECTORY, ArchiveLimits, ExecRequest, HOME, Sandbox, WORKSPACE, entrance_address};
 use tokio::sync::{OnceCell, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -230,8 +230,9 @@ async fn serve_connections(sandbox: Sandbox, egress: Egress) {
     let mut serving = tokio::task::JoinSet::new();
     while let Some(connection) = sandbox.next_connection().await {
         let egress = egress.clone();
+        let entrance = connection.entrance();
         serving.spawn(async move {
-            if let Err(error) = egress.serve(connection).await {
+            if let Err(error) = egress.serve(connection, entrance).await {
                 tracing::debug!(
                     error = daemon::exit::chain(&error),
                     "a sandbox's connection ended early"
@@ -285,8 +286,8 @@ async fn follow_home(home: Arc<OpenedHome>, pool: Arc<PoolParts>, settle: Arc<to
     }
 }
 
-/// A CLI's command line in its sandbox, with the way out in its environment.
-pub(super) fn exec_request(line: &agents::CommandLine, directory: &str) -> ExecRequest {
+/// A CLI's command line in its sandbox, with its entrance of the way out in its environment.
+pub(super) fn exec_request(line: &agents::CommandLine, directory: &str, entrance: u16) -> ExecRequest {
     let mut request = ExecRequest::new(line.argv.iter().cloned());
     request.directory = directory.to_owned();
     request.environment = line
@@ -294,7 +295,7 @@ pub(super) fn exec_request(line: &agents::CommandLine, directory: &str) -> ExecR
         .iter()
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
-    let proxy = format!("http://{}", init_protocol::PROXY_ADDRESS);
+    let proxy = entrance_url(entrance);
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
         for name in [name.to_owned(), name.to_ascii_lowercase()] {
             request.environment.push((name, proxy.clone()));
@@ -302,11 +303,16 @@ pub(super) fn exec_request(line: &agents::CommandLine, directory: &str) -> ExecR
     }
     // What listens on the sandbox's own loopback is asked without a proxy, the way out among it.
     for name in ["NO_PROXY", "no_proxy"] {
-        request
-            .environment
-            .push((name.to_owned(), "127.0.0.1,localhost,::1".to_owned()));
+        let own = entrance_address(entrance);
+        let direct = format!("127.0.0.1,localhost,::1,{}", own.ip());
+        request.environment.push((name.to_owned(), direct));
     }
     request
+}
+
+/// An entrance of the way out, as programs in the sandbox are told it.
+pub(super) fn entrance_url(entrance: u16) -> String {
+    format!("http://{}", entrance_address(entrance))
 }
 
 /// What templates get in every sandbox.

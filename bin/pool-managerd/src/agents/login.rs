@@ -278,7 +278,7 @@ async fn dialogue(
         mut stdout,
         mut stderr,
         waiter,
-    } = live.sandbox.exec(exec_request(line, WORKSPACE)).await?;
+    } = live.sandbox.exec(exec_request(line, WORKSPACE, 0)).await?;
     // However this ends, the process does.
     let mut process = KillOnDrop(waiter);
     let mut stdin = Some(stdin);
@@ -360,7 +360,7 @@ async fn is_logged_in(live: &Live) -> Result<bool, SandboxError> {
         mut stdout,
         mut stderr,
         waiter,
-    } = live.sandbox.exec(exec_request(&line, WORKSPACE)).await?;
+    } = live.sandbox.exec(exec_request(&line, WORKSPACE, 0)).await?;
     drop(stdin);
     let mut process = KillOnDrop(waiter);
     let ending = async {

@@ -82,6 +82,27 @@ impl Agents {
                 ConstCounter::new(count.get()).encode(family.encode_family(&labels)?)?;
             }
         }
+        let help = "Upstream proxies, by state";
+        let mut family = encoder.encode_descriptor("pool_egress_proxies", help, None, MetricType::Gauge)?;
+        if let Some(upstreams) = agents.and_then(|agents| agents.upstreams.as_ref()) {
+            let (well, all) = upstreams.well();
+            for (state, count) in [("well", well), ("resting", all - well)] {
+                let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+                gauge.encode(family.encode_family(&[("state", state)])?)?;
+            }
+        }
+        let help = "Bytes of single runs: sent to the world, and received from it";
+        let mut family =
+            encoder.encode_descriptor("pool_egress_run_bytes", help, None, MetricType::Histogram)?;
+        for (id, pool) in &pools {
+            for (direction, run) in [
+                ("out", &pool.metrics.run_sent),
+                ("in", &pool.metrics.run_received),
+            ] {
+                let labels = [("pool_id", id.as_str()), ("direction", direction)];
+                run.0.encode(family.encode_family(&labels)?)?;
+            }
+        }
         for (name, help, count) in COUNTERS {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (id, pool) in &pools {

@@ -68,6 +68,8 @@ pub(super) struct PoolMetrics {
     pub(super) denied: Counter,
     pub(super) sent: Counter,
     pub(super) received: Counter,
+    pub(super) run_sent: RunBytes,
+    pub(super) run_received: RunBytes,
     pub(super) take_backs: Counter,
     /// Sandboxes by state, as the keeper last saw them.
     counts: Mutex<Counts>,
@@ -106,6 +108,26 @@ impl Default for Latency {
 impl Latency {
     pub(super) fn note(&self, took: std::time::Duration) {
         self.0.observe(took.as_secs_f64() * 1000.0);
+    }
+}
+
+/// A histogram of the bytes of single runs.
+#[derive(Clone, Debug)]
+pub(super) struct RunBytes(pub(super) Histogram);
+
+impl Default for RunBytes {
+    fn default() -> Self {
+        // 1 KiB to 1 GiB.
+        Self(Histogram::new(
+            (10..=30).step_by(2).map(|power| f64::from(1_u32 << power)),
+        ))
+    }
+}
+
+impl RunBytes {
+    pub(super) fn note(&self, bytes: u64) {
+        #[expect(clippy::cast_precision_loss, reason = "a bucket is what comes of it")]
+        self.0.observe(bytes as f64);
     }
 }
 

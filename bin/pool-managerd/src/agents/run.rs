@@ -15,7 +15,7 @@ use agents::profile::EffortLevel;
 use agents::{
     AgentEvent as Said, Dialogue, DialogueSettings, Level, Reaction, Refusal, Source, Turn, Variable,
 };
-use egress::Denied;
+use egress::{Denied, Traffic};
 use pool_registry_types::{AgentEffort, AgentEvent, AgentOutcome, AgentRun, WarmLevel};
 use sandbox::WORKSPACE;
 use task_api::ErrorCode;
@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::cli::{Cli, News, Wish, unix_ms};
 use super::keeper::Held;
-use super::live::{Owned, directory, exec_request, make_directory, values, write_files};
+use super::live::{Owned, directory, entrance_url, exec_request, make_directory, values, write_files};
 use super::parts::{PoolParts, SlotLease};
 use super::words::{self, Words};
 
@@ -34,8 +34,6 @@ const INTERRUPT_GRACE: Duration = Duration::from_secs(3);
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Nobody may ask for a longer turn.
 const TURN_MAX: Duration = Duration::from_secs(24 * 3600);
-/// What a deadline looks like to a sandbox in which the proxy is the only way out.
-const OWN_BASE: &str = "http://127.0.0.1:3128";
 const SIGINT: i32 = 2;
 
 /// Runs to the last event. The claim and the slot are given back at the end.
@@ -63,6 +61,11 @@ pub(super) async fn run(mut held: Held, slot: SlotLease, asked: AgentRun, events
     drop(slot);
     run.emit(AgentEvent::Ended { outcome }).await;
 }
+
+/// A sandbox has room for far fewer programs.
+#[derive(Debug, thiserror::Error)]
+#[error("all entrances of the sandbox's way out are taken")]
+struct NoEntrance;
 
 /// Why a run did not come to the CLI's own end.
 #[derive(Debug, thiserror::Error)]
@@ -143,7 +146,7 @@ impl Run {
                     let made = make_directory(&live.sandbox, &directory).await;
                     made.map_err(|error| self.no_start(&error))?;
                 }
-                let cli = self.start(held, asked, &wish, thread.as_deref()).await?;
+                let cli = self.start((held, owned), asked, &wish, thread.as_deref()).await?;
                 let level = match held.level {
                     warm_pool::Level::Cold => WarmLevel::Cold,
                     warm_pool::Level::Warm | warm_pool::Level::Shared | warm_pool::Level::Hot => {
@@ -152,6 +155,11 @@ impl Run {
                 };
                 (cli, level)
             }
+        };
+        // One that was started for this run has moved nothing for another.
+        let before = match level {
+            WarmLevel::Hot => cli.entrance.traffic(),
+            WarmLevel::Cold | WarmLevel::Warm => Traffic::default(),
         };
         pool.metrics.claims[level as usize].inc();
         self.emit(AgentEvent::Claimed {
@@ -170,6 +178,18 @@ impl Run {
         {
             owned.name_thread(name, thread);
         }
+        let after = cli.entrance.traffic();
+        let (sent_bytes, received_bytes) = (
+            after.sent_bytes - before.sent_bytes,
+            after.received_bytes - before.received_bytes,
+        );
+        pool.metrics.run_sent.note(sent_bytes);
+        pool.metrics.run_received.note(received_bytes);
+        self.emit(AgentEvent::Egress {
+            sent_bytes,
+            received_bytes,
+        })
+        .await;
         self.put_away(cli, owned, asked).await;
         outcome
     }
@@ -213,23 +233,24 @@ impl Run {
 
     async fn start(
         &mut self,
-        held: &Held,
+        (held, owned): (&Held, &Owned),
         asked: &AgentRun,
         wish: &Wish,
         thread: Option<&str>,
     ) -> Result<Cli, Trouble> {
         let pool = self.pool.clone();
         let profile = &pool.profile;
+        let taken = owned.egress.entrance();
+        let entrance = taken.ok_or_else(|| self.no_start(&NoEntrance))?;
         let endpoint = wish.endpoint.as_ref();
-        let model = endpoint
-            .map(|(_, _, model)| model.clone())
-            .or(asked.model.clone());
+        let model = endpoint.map(|(_, model)| model.clone()).or(asked.model.clone());
+        let base_url = endpoint.map(|_| entrance_url(entrance.entrance()));
         let values = values(&wish.directory)
             .with_some(Variable::Model, model.clone())
             .with_some(Variable::Effort, effort_word(&pool, asked.effort))
             .with_some(Variable::Session, thread)
-            .with_some(Variable::BaseUrl, endpoint.map(|(url, _, _)| url))
-            .with_some(Variable::Key, endpoint.map(|(_, key, _)| key));
+            .with_some(Variable::BaseUrl, base_url)
+            .with_some(Variable::Key, endpoint.map(|(key, _)| key));
         let line = profile
             .start_command(pool.level(), &values)
             .map_err(|error| Trouble::Refused(error.to_string()))?;
@@ -244,9 +265,9 @@ impl Run {
             ..DialogueSettings::default()
         };
         let dialogue = Dialogue::new(profile, pool.level(), settings);
-        let request = exec_request(&line, &wish.directory);
+        let request = exec_request(&line, &wish.directory, entrance.entrance());
         let spoken = (dialogue, pool.start().language);
-        let started = Cli::start(sandbox, request, spoken, wish.clone()).await;
+        let started = Cli::start(sandbox, request, spoken, wish.clone(), entrance).await;
         let (mut cli, reaction) = started.map_err(|error| self.no_start(&error))?;
         if self.react(&mut cli, reaction).await.is_err() {
             return Err(Trouble::Deaf(pool.agent.as_str().to_owned()));
@@ -300,13 +321,13 @@ impl Run {
                     if let Some(outcome) = ended {
                         // What was denied was told before the CLI knew of it.
                         while let Ok(attempt) = denied.try_recv() {
-                            self.emit(words::denied(&attempt)).await;
+                            self.tell_denied(cli.entrance.entrance(), &attempt).await;
                         }
                         return Ok(end_of(outcome, stop, longest, &agent));
                     }
                 }
                 attempt = denied.recv() => if let Ok(attempt) = attempt {
-                    self.emit(words::denied(&attempt)).await;
+                    self.tell_denied(cli.entrance.entrance(), &attempt).await;
                 },
                 () = tokio::time::sleep_until(until) => match stop {
                     None => {
@@ -327,6 +348,13 @@ impl Run {
             if self.words.take_ready() && stop.is_none() {
                 deadline = Instant::now() + longest;
             }
+        }
+    }
+
+    /// Tells of an attempt of this run's CLI; those of the owner's other runs are theirs.
+    async fn tell_denied(&mut self, entrance: u16, attempt: &Denied) {
+        if attempt.entrance == entrance {
+            self.emit(words::denied(attempt)).await;
         }
     }
 
@@ -435,7 +463,7 @@ fn wish(pool: &PoolParts, asked: &AgentRun, directory: &str) -> Wish {
         endpoint: asked
             .local_model
             .as_ref()
-            .map(|local| (OWN_BASE.to_owned(), local.key.clone(), local.model.clone())),
+            .map(|local| (local.key.clone(), local.model.clone())),
         directory: directory.to_owned(),
     }
 }

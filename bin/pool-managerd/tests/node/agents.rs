@@ -1,5 +1,6 @@
 //! Agent pools: real CLIs and a fake one, in real sandboxes, against a scripted provider.
 
+mod egress;
 mod logins;
 mod place;
 mod real;

@@ -1,12 +1,13 @@
 //! What the node asks for, and what happens by itself: ends of processes and jobs, programs that connect.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
 use init_protocol::{
     CHANNELS_MAX, CONNECTIONS_MAX, Exec, Exit, Failure, FailureCode, Frame, Message, NO_CHANNEL, Open,
-    ProtocolError,
+    ProtocolError, entrance_at,
 };
 use rustix::process::{Pid, Signal, kill_process_group};
 
@@ -100,7 +101,7 @@ impl Serving<'_> {
                     })
                     .map(|channel| self.insert(id, channel)),
                 Open::Watch { path } => watch(&path).map(|channel| self.insert(id, channel)),
-                Open::Connection => {
+                Open::Connection { .. } => {
                     return Err(ProtocolError::Unexpected("a connection opened by the node").into());
                 }
             }
@@ -252,6 +253,13 @@ impl Serving<'_> {
         let Ok((socket, _)) = self.init.proxy.accept() else {
             return;
         };
+        // One that came from outside, where a sandbox has a network of its own, is none of a program's here.
+        let Ok(SocketAddr::V4(address)) = socket.local_addr() else {
+            return;
+        };
+        let Some(entrance) = entrance_at(*address.ip()) else {
+            return;
+        };
         if socket.set_nonblocking(true).is_err() {
             return;
         }
@@ -266,7 +274,7 @@ impl Serving<'_> {
             Some(End::Socket(socket)),
         );
         self.channels.insert(id, channel);
-        self.link.send(id, Message::Open(Open::Connection));
+        self.link.send(id, Message::Open(Open::Connection { entrance }));
     }
 }
 

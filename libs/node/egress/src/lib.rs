@@ -40,6 +40,6 @@ pub use limits::Limits;
 pub use meter::{Meter, Traffic};
 pub use policy::{EgressPolicy, PolicyError};
 pub use resolve::{Resolve, Resolving, SystemResolver};
-pub use serve::{Denied, Egress, Reason, ServeError, Shared, TaskMeter};
+pub use serve::{Denied, Egress, EntranceMeter, Reason, ServeError, Shared};
 pub use target::{Host, Target, TargetError};
 pub use upstream::{ResolveAt, UpstreamError, UpstreamProxy, Upstreams};

@@ -1,5 +1,6 @@
 //! From names to addresses.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
@@ -9,7 +10,7 @@ use std::pin::Pin;
 pub type Resolving<'a> = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send + 'a>>;
 
 /// Resolves names.
-pub trait Resolve: Send + Sync {
+pub trait Resolve: fmt::Debug + Send + Sync {
     /// The addresses of `name`, the best first. The caller bounds the time.
     fn resolve<'a>(&'a self, name: &'a str) -> Resolving<'a>;
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,7 +25,7 @@ use tokio::time::timeout;
 
 use crate::Limits;
 use crate::dial::{DialError, Way};
-use crate::forward::{proxy_user, strip, to_origin};
+use crate::forward::{strip, to_origin};
 use crate::limits::{COPY_BYTES, HEAD_BYTES_MAX, HEADERS_MAX};
 use crate::meter::{Activity, Meter, Metered, Traffic, Watched};
 use crate::policy::EgressPolicy;
@@ -67,8 +68,8 @@ pub struct Denied {
     pub port: u16,
     /// Why not.
     pub reason: Reason,
-    /// The task for which it was, when that is known.
-    pub task: Option<Arc<str>>,
+    /// The entrance at which the sandbox asked.
+    pub entrance: u16,
 }
 
 /// How a connection ended that did not end by itself.
@@ -103,13 +104,21 @@ pub struct Shared {
 
 type Report = dyn Fn(Denied) + Send + Sync;
 
+/// The entrances that have been given out, and where to look for the next one: the longest unused, so that what an ended
+/// program has left behind is not taken for another one.
+#[derive(Default)]
+struct Entrances {
+    last: u16,
+    meters: HashMap<u16, Arc<Meter>>,
+}
+
 struct Inner {
     shared: Arc<Shared>,
     owner: Box<str>,
     policy: Mutex<Arc<EgressPolicy>>,
     places: Semaphore,
     meter: Arc<Meter>,
-    tasks: Mutex<HashMap<Arc<str>, Arc<Meter>>>,
+    entrances: Mutex<Entrances>,
     report: Box<Report>,
 }
 
@@ -117,25 +126,35 @@ struct Inner {
 #[derive(Clone)]
 pub struct Egress(Arc<Inner>);
 
-/// Counts what one task of a sandbox moves, until it is dropped. Its connections are told by the user that they present
-/// to the proxy: `http://TASK:x@127.0.0.1:3128`. (Some clients send nothing when there is no password.) It is a label
-/// and no secret: a sandbox that lies about it lies about its owner's own tasks.
-pub struct TaskMeter {
+/// Counts what moves at one entrance, until it is dropped. Programs are told apart by the entrance that each is given.
+#[derive(Debug)]
+pub struct EntranceMeter {
     egress: Egress,
-    task: Arc<str>,
+    entrance: u16,
     meter: Arc<Meter>,
 }
 
-impl TaskMeter {
+impl EntranceMeter {
+    /// Which entrance.
+    pub fn entrance(&self) -> u16 {
+        self.entrance
+    }
+
     /// What was counted so far.
     pub fn traffic(&self) -> Traffic {
         self.meter.traffic()
     }
 }
 
-impl Drop for TaskMeter {
+impl Drop for EntranceMeter {
     fn drop(&mut self) {
-        self.egress.tasks().remove(&self.task);
+        self.egress.entrances().meters.remove(&self.entrance);
+    }
+}
+
+impl fmt::Debug for Egress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Egress").finish_non_exhaustive()
     }
 }
 
@@ -154,7 +173,7 @@ impl Egress {
             policy: Mutex::new(Arc::new(policy)),
             places,
             meter: Arc::default(),
-            tasks: Mutex::default(),
+            entrances: Mutex::default(),
             report: Box::new(report),
         }))
     }
@@ -169,44 +188,52 @@ impl Egress {
         self.0.meter.traffic()
     }
 
-    /// Begins to count for a task, too.
-    pub fn meter_task(&self, task: &str) -> TaskMeter {
-        let task: Arc<str> = task.into();
+    /// An entrance that nobody else has, and what moves there. None: all of them are taken.
+    pub fn entrance(&self) -> Option<EntranceMeter> {
+        let mut entrances = self.entrances();
+        let next = entrances.last.wrapping_add(1);
+        let after_last = (0..=u16::MAX).map(|step| next.wrapping_add(step));
+        // The first one is everybody's.
+        let mut free =
+            after_last.filter(|entrance| *entrance != 0 && !entrances.meters.contains_key(entrance));
+        let entrance = free.next()?;
         let meter = Arc::<Meter>::default();
-        self.tasks().insert(Arc::clone(&task), Arc::clone(&meter));
-        TaskMeter {
+        entrances.last = entrance;
+        entrances.meters.insert(entrance, Arc::clone(&meter));
+        drop(entrances);
+        Some(EntranceMeter {
             egress: self.clone(),
-            task,
+            entrance,
             meter,
-        }
+        })
     }
 
-    fn tasks(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Meter>>> {
-        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entrances(&self) -> MutexGuard<'_, Entrances> {
+        self.0.entrances.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn policy(&self) -> Arc<EgressPolicy> {
         Arc::clone(&self.0.policy.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn deny(&self, host: String, port: u16, reason: Reason, task: Option<Arc<str>>) {
+    fn deny(&self, host: String, port: u16, reason: Reason, entrance: u16) {
         (self.0.report)(Denied {
             host,
             port,
             reason,
-            task,
+            entrance,
         });
     }
 
-    /// Serves one connection that something in the sandbox has opened to the proxy, to its end. Dropping the future
-    /// closes it.
-    pub async fn serve<S>(&self, connection: S) -> Result<(), ServeError>
+    /// Serves one connection that something in the sandbox has opened to the proxy at `entrance`, to its end. Dropping
+    /// the future closes it.
+    pub async fn serve<S>(&self, connection: S, entrance: u16) -> Result<(), ServeError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let limits = &self.0.shared.limits;
         let Ok(_place) = self.0.places.try_acquire() else {
-            self.deny(String::new(), 0, Reason::TooManyConnections, None);
+            self.deny(String::new(), 0, Reason::TooManyConnections, entrance);
             return turn_away(connection, limits).await;
         };
         let activity = Arc::new(Activity::new());
@@ -215,19 +242,25 @@ impl Egress {
             activity: Arc::clone(&activity),
         };
         tokio::select! {
-            served = timeout(limits.total_timeout, Box::pin(self.requests(connection))) => {
+            served = timeout(limits.total_timeout, Box::pin(self.requests(connection, entrance))) => {
                 served.unwrap_or(Err(ServeError::Total))
             }
             () = activity.idle(limits.idle_timeout) => Err(ServeError::Idle),
         }
     }
 
-    async fn requests<S>(&self, connection: Watched<S>) -> Result<(), ServeError>
+    async fn requests<S>(&self, connection: Watched<S>, entrance: u16) -> Result<(), ServeError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let meters = [
+            Some(Arc::clone(&self.0.meter)),
+            self.entrances().meters.get(&entrance).cloned(),
+        ];
         let session = Arc::new(Session {
             egress: self.clone(),
+            entrance,
+            meters,
             tunnel: Mutex::new(None),
             kept: tokio::sync::Mutex::new(None),
         });
@@ -270,7 +303,6 @@ type Answer = Response<BoxBody<Bytes, hyper::Error>>;
 /// A connection to a server that the next request to the same server uses again.
 struct Kept {
     target: Target,
-    task: Option<Arc<str>>,
     sender: SendRequest<Incoming>,
     driver: AbortHandle,
 }
@@ -284,6 +316,9 @@ impl Drop for Kept {
 /// One connection of the sandbox.
 struct Session {
     egress: Egress,
+    entrance: u16,
+    /// What counts its bytes.
+    meters: [Option<Arc<Meter>>; 2],
     /// Set by `CONNECT`, for after its answer.
     tunnel: Mutex<Option<(OnUpgrade, Metered<TcpStream>)>>,
     /// Requests on one connection come one after the other; an answer's body needs its connection until it ends.
@@ -292,15 +327,13 @@ struct Session {
 
 impl Session {
     async fn answer(&self, request: Request<Incoming>) -> Answer {
-        let task = self.task_of(&request);
         let policy = self.egress.policy();
         let is_tunnel = request.method() == Method::CONNECT;
         let (target, way) = match read_target(&request, &policy) {
             Ok(found) => found,
             Err(asked) => {
-                let asked = shorten(&asked);
                 self.egress
-                    .deny(asked, 0, Reason::NoTarget, task.map(|(task, _)| task));
+                    .deny(shorten(&asked), 0, Reason::NoTarget, self.entrance);
                 return plain(
                     StatusCode::BAD_REQUEST,
                     "remuda: this names no host and port\n".to_owned(),
@@ -308,20 +341,11 @@ impl Session {
             }
         };
         let done = if is_tunnel {
-            self.open_tunnel(request, &policy, &target, way, task.clone())
-                .await
+            self.open_tunnel(request, &policy, &target, way).await
         } else {
-            self.forward(request, &policy, &target, way, task.clone()).await
+            self.forward(request, &policy, &target, way).await
         };
-        done.unwrap_or_else(|error| self.refuse(&target, &error, task.map(|(task, _)| task)))
-    }
-
-    fn task_of(&self, request: &Request<Incoming>) -> Option<(Arc<str>, Arc<Meter>)> {
-        let user = proxy_user(request.headers())?;
-        let tasks = self.egress.tasks();
-        tasks
-            .get_key_value(user.as_str())
-            .map(|(task, meter)| (Arc::clone(task), Arc::clone(meter)))
+        done.unwrap_or_else(|error| self.refuse(&target, &error))
     }
 
     async fn dial(
@@ -329,14 +353,12 @@ impl Session {
         policy: &EgressPolicy,
         target: &Target,
         way: Way,
-        task: Option<(Arc<str>, Arc<Meter>)>,
     ) -> Result<Metered<TcpStream>, DialError> {
         let inner = &self.egress.0;
         let stream = inner.shared.dial(policy, target, way, &inner.owner).await?;
-        let meters = [Some(Arc::clone(&inner.meter)), task.map(|(_, meter)| meter)];
         Ok(Metered {
             inner: stream,
-            meters,
+            meters: self.meters.clone(),
         })
     }
 
@@ -346,9 +368,8 @@ impl Session {
         policy: &EgressPolicy,
         target: &Target,
         way: Way,
-        task: Option<(Arc<str>, Arc<Meter>)>,
     ) -> Result<Answer, DialError> {
-        let world = self.dial(policy, target, way, task).await?;
+        let world = self.dial(policy, target, way).await?;
         let upgrade = hyper::upgrade::on(request);
         *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, world));
         Ok(Response::new(
@@ -362,15 +383,11 @@ impl Session {
         policy: &EgressPolicy,
         target: &Target,
         way: Way,
-        task: Option<(Arc<str>, Arc<Meter>)>,
     ) -> Result<Answer, DialError> {
         to_origin(&mut request, target);
-        let name = task.as_ref().map(|(task, _)| Arc::clone(task));
         let mut kept = self.kept.lock().await;
         // The policy may be another one by now: a kept connection is for what is still allowed.
-        let usable = kept
-            .as_ref()
-            .is_some_and(|kept| kept.target == *target && kept.task == name)
+        let usable = kept.as_ref().is_some_and(|kept| kept.target == *target)
             && (way == Way::Base || policy.check(target).is_ok());
         let mut connection = kept.take().filter(|_| usable);
         if let Some(open) = &mut connection
@@ -380,7 +397,7 @@ impl Session {
         }
         let mut connection = match connection {
             Some(connection) => connection,
-            None => self.connect(policy, target, way, task).await?,
+            None => self.connect(policy, target, way).await?,
         };
         let response = connection.sender.send_request(request).await;
         let mut response = response.map_err(|error| DialError::Unreachable(std::io::Error::other(error)))?;
@@ -389,15 +406,8 @@ impl Session {
         Ok(response.map(BodyExt::boxed))
     }
 
-    async fn connect(
-        &self,
-        policy: &EgressPolicy,
-        target: &Target,
-        way: Way,
-        task: Option<(Arc<str>, Arc<Meter>)>,
-    ) -> Result<Kept, DialError> {
-        let name = task.as_ref().map(|(task, _)| Arc::clone(task));
-        let stream = self.dial(policy, target, way, task).await?;
+    async fn connect(&self, policy: &EgressPolicy, target: &Target, way: Way) -> Result<Kept, DialError> {
+        let stream = self.dial(policy, target, way).await?;
         let (sender, driver) = Client::new()
             .preserve_header_case(true)
             .max_buf_size(HEAD_BYTES_MAX)
@@ -410,17 +420,16 @@ impl Session {
         });
         Ok(Kept {
             target: target.clone(),
-            task: name,
             sender,
             driver: driver.abort_handle(),
         })
     }
 
-    fn refuse(&self, target: &Target, error: &DialError, task: Option<Arc<str>>) -> Answer {
+    fn refuse(&self, target: &Target, error: &DialError) -> Answer {
         match error {
             DialError::Denied(reason) => {
                 self.egress
-                    .deny(target.host.to_string(), target.port, *reason, task);
+                    .deny(target.host.to_string(), target.port, *reason, self.entrance);
                 plain(
                     StatusCode::FORBIDDEN,
                     format!("remuda: {target} is refused: {reason}\n"),

@@ -271,7 +271,12 @@ impl Upstreams {
     }
 
     fn note_well(&self, at: usize) {
-        *self.proxies[at].1.lock().unwrap_or_else(PoisonError::into_inner) = Health::default();
+        let (proxy, health) = &self.proxies[at];
+        let mut health = health.lock().unwrap_or_else(PoisonError::into_inner);
+        if health.failures > 0 {
+            tracing::info!(proxy = %proxy.at, "an upstream proxy is well again");
+        }
+        *health = Health::default();
     }
 
     fn note_unwell(&self, at: usize, error: &io::Error) {

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Knows no name, and remembers which were asked for.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Recorder(Mutex<Vec<String>>);
 
 impl Resolve for Recorder {
@@ -105,7 +105,7 @@ async fn asked_for(requests: &[String]) -> Vec<String> {
     let policy = EgressPolicy::new().allow("api.test:*").unwrap();
     let egress = Egress::new(shared, policy, "ann", |_| {});
     let (mut inside, outside) = tokio::io::duplex(4096);
-    let served = tokio::spawn(async move { egress.serve(outside).await });
+    let served = tokio::spawn(async move { egress.serve(outside, 0).await });
     for request in requests {
         if inside.write_all(request.as_bytes()).await.is_err() {
             break;

@@ -30,19 +30,26 @@ pub struct ByteWriter {
 /// A connection that a program in a sandbox has opened to the proxy.
 #[derive(Debug)]
 pub struct ConnectionStream {
+    entrance: u16,
     reader: ByteReader,
     writer: ByteWriter,
 }
 
 impl ConnectionStream {
-    pub(crate) fn new(shared: Arc<Shared>, channel: u32) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, channel: u32, entrance: u16) -> Self {
         Self {
+            entrance,
             reader: ByteReader {
                 shared: Arc::clone(&shared),
                 channel,
             },
             writer: ByteWriter { shared, channel },
         }
+    }
+
+    /// The entrance of the proxy at which it was opened: see [`crate::entrance_address`].
+    pub fn entrance(&self) -> u16 {
+        self.entrance
     }
 }
 

@@ -43,7 +43,7 @@ pub use driver::{
     default_init_program,
 };
 pub use id::{SandboxId, SandboxIdError};
-pub use init_protocol::{ArchiveLimits, Done, Exit, Failure, FailureCode, Health};
+pub use init_protocol::{ArchiveLimits, Done, Exit, Failure, FailureCode, Health, entrance_address};
 pub use rendezvous::{Expected, Rendezvous, RendezvousError, Returned, TlsDoor};
 pub use sandbox::{ExecRequest, Process, ProcessWaiter, Sandbox, SandboxError, Watch};
 

@@ -38,11 +38,13 @@
 
 mod codec;
 mod credit;
+mod entrance;
 mod message;
 mod start;
 
 pub use codec::{Decoder, FRAME_HEAD_BYTES, PAYLOAD_BYTES_MAX, ProtocolError, encode, encode_data};
 pub use credit::{CreditError, Receiving, Sending, WINDOW_BYTES};
+pub use entrance::{PROXY_ADDRESS, entrance_address, entrance_at};
 pub use message::{
     ArchiveLimits, Done, Exec, Exit, Failure, FailureCode, Frame, Health, Hello, Message, Open, Pack, Proof,
     Unpack, Welcome,
@@ -66,9 +68,6 @@ pub const RETURN_TIMEOUT_MS: u64 = 45_000;
 
 /// How long a label may be, in bytes.
 pub const LABEL_BYTES_MAX: usize = 8 * 1024;
-
-/// The address in a sandbox at which init listens for the programs' connections to the world.
-pub const PROXY_ADDRESS: &str = "127.0.0.1:3128";
 
 /// The newest version that a side which knows `own` and another which knows `other` share.
 pub fn common_version(

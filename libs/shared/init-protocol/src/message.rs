@@ -129,8 +129,12 @@ pub enum Open {
         /// The directory; made when it is missing.
         path: String,
     },
-    /// init: a program has connected to [`crate::PROXY_ADDRESS`].
-    Connection,
+    /// init: a program has connected to the proxy.
+    Connection {
+        /// At which entrance: see [`crate::entrance_address`].
+        #[serde(default)]
+        entrance: u16,
+    },
 }
 
 /// A process to start.

@@ -172,6 +172,13 @@ pub enum AgentEvent {
         /// Why not.
         reason: String,
     },
+    /// What the run has moved between the sandbox and the world.
+    Egress {
+        /// Sent to the world.
+        sent_bytes: u64,
+        /// Received from it.
+        received_bytes: u64,
+    },
     /// A line as the agent wrote it.
     Raw {
         /// `stdout` or `stderr`.

@@ -161,4 +161,10 @@ pub struct Usage {
     pub first_token_ms: u64,
     /// From the first byte of the answer to its end, in milliseconds.
     pub decode_ms: u64,
+    /// What an agent has sent out of its sandbox, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_sent_bytes: Option<u64>,
+    /// What has come into an agent's sandbox, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_received_bytes: Option<u64>,
 }

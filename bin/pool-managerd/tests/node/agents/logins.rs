@@ -28,7 +28,7 @@ impl Place {
             .await
     }
 
-    async fn log_in(
+    pub(crate) async fn log_in(
         &self,
         owner: &str,
         kind: Option<LoginKind>,

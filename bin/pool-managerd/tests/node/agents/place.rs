@@ -131,6 +131,14 @@ pub(crate) fn fake_pool(directory: &Path) -> Option<(PoolSettings, AgentsConfig)
 impl Place {
     /// None where something is missing; the test is then skipped.
     pub(crate) async fn real(agent: &str) -> Option<Self> {
+        Self::real_with(agent, |_, _, _| {}).await
+    }
+
+    /// The same with other settings, which are told a directory of this place.
+    pub(crate) async fn real_with(
+        agent: &str,
+        change: impl FnOnce(&Path, &mut PoolSettings, &mut AgentsConfig),
+    ) -> Option<Self> {
         for program in ["bwrap", "npm"] {
             if !on_path(program) {
                 skipped(program);
@@ -142,7 +150,7 @@ impl Place {
         let mut pool = PoolSettings::with_agent(agent.parse().unwrap(), agent);
         pool.warm = Some(1);
         pool.runs_max = Some(4);
-        let config = AgentsConfig {
+        let mut config = AgentsConfig {
             directory: directory.path().join("agents"),
             init: InitProgram {
                 path: init,
@@ -150,6 +158,7 @@ impl Place {
             },
             ..AgentsConfig::default()
         };
+        change(directory.path(), &mut pool, &mut config);
         let place = Self::new(directory, agent, pool, config);
         place
             .bench

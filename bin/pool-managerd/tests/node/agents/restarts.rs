@@ -12,10 +12,15 @@ use crate::program::{Daemon, read, send};
 
 /// A daemon with the fake agent. None where something is missing.
 fn daemon(warm: usize) -> Option<Daemon> {
+    daemon_with(warm, "")
+}
+
+/// The same with more settings.
+fn daemon_with(warm: usize, more: &str) -> Option<Daemon> {
     let root = tempfile::tempdir().unwrap();
     let (_, config) = fake_pool(root.path())?;
     let file = format!(
-        "[pool-managerd]\nagents_dir = {:?}\nagents_install_dir = {:?}\nprofiles_dir = {:?}\n\n\
+        "[pool-managerd]\nagents_dir = {:?}\nagents_install_dir = {:?}\nprofiles_dir = {:?}\n{more}\n\
          [[pools]]\nid = \"fake\"\nkind = \"agent\"\nagent = \"fake\"\nwarm = {warm}\n",
         config.directory,
         config.installed,
@@ -125,17 +130,23 @@ async fn metrics_tell_of_sandboxes_and_runs() {
     node.until(&client, "fake", "", |pool| pool.ready).await;
     assert_eq!(ask(&client, "ann", "get http://no.example/").await.0, "403");
     assert_eq!(ask(&client, "ann", "echo 1").await.0, "1");
-    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/metrics.md");
-    let deadline = Instant::now() + LONG;
     let wanted = [
         "pool_sandboxes{pool_id=\"fake\",level=\"hot\"} 1",
         "pool_sandboxes{pool_id=\"fake\",level=\"warm\"} 1",
         "pool_claims_total{pool_id=\"fake\",level=\"hot\"} 1",
         "pool_egress_denied_total{pool_id=\"fake\"} 1",
+        "pool_egress_run_bytes_count{pool_id=\"fake\",direction=\"out\"} 2",
         "pool_claim_latency_ms_count{pool_id=\"fake\"} 2",
     ];
+    until_metrics(&client, &wanted).await;
+}
+
+/// Waits until a scrape has these lines.
+async fn until_metrics(client: &NodeClient, wanted: &[&str]) {
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/metrics.md");
+    let deadline = Instant::now() + LONG;
     loop {
-        let (_, text) = read(send(&client, "GET", "/metrics", "", "").await).await;
+        let (_, text) = read(send(client, "GET", "/metrics", "", "").await).await;
         let text = std::str::from_utf8(&text).unwrap();
         daemon::metrics::check_documented(&document, "pool-managerd", text).unwrap();
         let missing: Vec<_> = wanted
@@ -148,4 +159,28 @@ async fn metrics_tell_of_sandboxes_and_runs() {
         assert!(Instant::now() < deadline, "{missing:?} is not in\n{text}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test]
+async fn upstream_proxies_are_looked_after() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let more = format!("agent_proxies = [\"http://{address}\", \"http://127.0.0.1:1\"]\n");
+    let Some(node) = daemon_with(0, &more) else { return };
+    let client = node.client();
+    let state = |well: u8| {
+        [
+            format!("pool_egress_proxies{{state=\"well\"}} {well}"),
+            format!("pool_egress_proxies{{state=\"resting\"}} {}", 2 - well),
+        ]
+    };
+    for (listening, well) in [(Some(listener), 1), (None, 0)] {
+        let lines = state(well);
+        until_metrics(&client, &[&lines[0], &lines[1]]).await;
+        drop(listening);
+    }
+    let again = std::net::TcpListener::bind(address).unwrap();
+    let lines = state(1);
+    until_metrics(&client, &[&lines[0], &lines[1]]).await;
+    drop(again);
 }

@@ -7,7 +7,7 @@ use egress::{Limits, Reason};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::support::{Sandbox, echo, local, mirror, one_name, soon};
+use super::support::{Sandbox, echo, local, mirror, one_name, read_head, soon};
 
 #[tokio::test]
 async fn heads_are_bounded_in_size_and_time() {
@@ -148,24 +148,57 @@ async fn a_slow_reader_holds_up_the_sender_and_not_memory() {
 }
 
 #[tokio::test]
-async fn bytes_are_counted_for_the_task_that_presents_itself() {
+async fn bytes_are_counted_where_they_pass() {
     let (port, _) = mirror().await;
     let sandbox = Sandbox::new(local("api.test:*"), one_name());
-    let task = sandbox.egress.meter_task("task-1");
-    let other = sandbox.egress.meter_task("task-2");
-    let request = |user: &str| {
-        format!(
-            "GET http://api.test:{port}/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\nProxy-Authorization: Basic {user}\r\n\r\n"
-        )
-    };
-    // "task-1:" and "task-3:".
-    sandbox.ask(&request("dGFzay0xOg==")).await;
-    let first = task.traffic();
+    let one = sandbox.egress.entrance().unwrap();
+    let other = sandbox.egress.entrance().unwrap();
+    assert!(one.entrance() != other.entrance() && one.entrance() != 0);
+    let request = format!("GET http://api.test:{port}/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    sandbox.ask_at(one.entrance(), &request).await;
+    let first = one.traffic();
     assert!(first.sent_bytes > 0 && first.received_bytes > first.sent_bytes);
-    sandbox.ask(&request("dGFzay0zOg==")).await;
-    assert_eq!((task.traffic(), other.traffic().sent_bytes), (first, 0));
-    assert!(sandbox.egress.traffic().sent_bytes > first.sent_bytes);
-    // A denied attempt says whose it was.
-    sandbox.ask("GET http://evil.example/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\nProxy-Authorization: Basic dGFzay0xOg==\r\n\r\n").await;
-    assert_eq!(sandbox.denied.lock().unwrap()[0].task.as_deref(), Some("task-1"));
+    assert_eq!(sandbox.egress.traffic(), first);
+    // Elsewhere, or nowhere in particular, is not there.
+    sandbox.ask_at(other.entrance(), &request).await;
+    sandbox.ask(&request).await;
+    assert_eq!((one.traffic(), other.traffic()), (first, first));
+    assert_eq!(sandbox.egress.traffic().sent_bytes, 3 * first.sent_bytes);
+    // A tunnel counts what it carries and not what opened it.
+    let (mut inside, _served) = sandbox.open_at(one.entrance());
+    let (echo, _) = echo().await;
+    let open = format!("CONNECT api.test:{echo} HTTP/1.1\r\nHost: a\r\n\r\n");
+    inside.write_all(open.as_bytes()).await.unwrap();
+    assert!(read_head(&mut inside).await.starts_with("HTTP/1.1 200"));
+    inside.write_all(&[7; 1000]).await.unwrap();
+    soon(inside.read_exact(&mut [0; 1000])).await.unwrap();
+    let carried = one.traffic();
+    assert_eq!(carried.sent_bytes - first.sent_bytes, 1000);
+    assert_eq!(carried.received_bytes - first.received_bytes, 1000);
+    // A denied attempt says where it was.
+    sandbox
+        .ask_at(
+            other.entrance(),
+            "GET http://evil.example/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        )
+        .await;
+    assert_eq!(sandbox.denied.lock().unwrap()[0].entrance, other.entrance());
+}
+
+#[tokio::test]
+async fn an_entrance_is_nobody_elses_and_used_again_late() {
+    let sandbox = Sandbox::new(local("api.test:*"), one_name());
+    let first = sandbox.egress.entrance().unwrap();
+    let number = first.entrance();
+    drop(first);
+    let second = sandbox.egress.entrance().unwrap();
+    assert_ne!(second.entrance(), number);
+    let mut all = vec![second];
+    while let Some(next) = sandbox.egress.entrance() {
+        all.push(next);
+    }
+    let numbers: std::collections::BTreeSet<u16> = all.iter().map(egress::EntranceMeter::entrance).collect();
+    assert_eq!((numbers.len(), all.len()), (65_535, 65_535));
+    drop(all.pop());
+    assert!(sandbox.egress.entrance().is_some());
 }

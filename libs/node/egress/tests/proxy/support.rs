@@ -22,7 +22,7 @@ pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Names and the answers that they get, one after the other; the last one stays.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Names(
     HashMap<&'static str, Vec<Vec<IpAddr>>>,
     Mutex<HashMap<String, usize>>,
@@ -92,14 +92,30 @@ impl Sandbox {
 
     /// A connection that something in the sandbox opens.
     pub(crate) fn open(&self) -> (DuplexStream, JoinHandle<Result<(), egress::ServeError>>) {
+        self.open_at(0)
+    }
+
+    /// A connection at an entrance.
+    pub(crate) fn open_at(
+        &self,
+        entrance: u16,
+    ) -> (DuplexStream, JoinHandle<Result<(), egress::ServeError>>) {
         let (inside, outside) = tokio::io::duplex(16 * 1024);
         let egress = self.egress.clone();
-        (inside, tokio::spawn(async move { egress.serve(outside).await }))
+        (
+            inside,
+            tokio::spawn(async move { egress.serve(outside, entrance).await }),
+        )
     }
 
     /// Sends a request and reads the whole answer, which ends with the connection.
     pub(crate) async fn ask(&self, request: &str) -> String {
-        let (mut inside, _served) = self.open();
+        self.ask_at(0, request).await
+    }
+
+    /// The same at an entrance.
+    pub(crate) async fn ask_at(&self, entrance: u16, request: &str) -> String {
+        let (mut inside, _served) = self.open_at(entrance);
         inside.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         let _ = soon(inside.read_to_end(&mut answer)).await;

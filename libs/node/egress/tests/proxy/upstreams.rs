@@ -189,9 +189,15 @@ async fn an_owner_keeps_to_one_proxy_and_goes_to_another_when_it_dies() {
 
 #[tokio::test]
 async fn a_proxy_that_refuses_the_login_is_not_well_and_a_dead_target_is_not_its_fault() {
+    for (is_socks, scheme) in [(true, "socks5"), (false, "http")] {
+        refuses_the_login(is_socks, scheme).await;
+    }
+}
+
+async fn refuses_the_login(is_socks: bool, scheme: &str) {
     let (port, _) = echo().await;
-    let (address, asked, _) = proxy(true).await;
-    let upstreams = through(&[format!("socks5://user:wrong@{address}")]).unwrap();
+    let (address, asked, _) = proxy(is_socks).await;
+    let upstreams = through(&[format!("{scheme}://user:wrong@{address}")]).unwrap();
     let sandbox = Sandbox::with(
         local("api.test:*"),
         one_name(),
@@ -201,7 +207,7 @@ async fn a_proxy_that_refuses_the_login_is_not_well_and_a_dead_target_is_not_its
     assert!(talks(&sandbox, port).await.is_err());
     assert_eq!(upstreams.well(), (0, 1));
 
-    let upstreams = through(&[format!("socks5://user:pa%3ass@{address}")]).unwrap();
+    let upstreams = through(&[format!("{scheme}://user:pa%3ass@{address}")]).unwrap();
     let sandbox = Sandbox::with(
         local("api.test:*"),
         one_name(),

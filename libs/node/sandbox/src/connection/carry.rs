@@ -221,9 +221,9 @@ fn connected(
     open: &Open,
     connections: &mpsc::Sender<ConnectionStream>,
 ) -> Result<(), CarryError> {
-    if *open != Open::Connection || id.is_multiple_of(2) {
+    let (Open::Connection { entrance }, false) = (open, id.is_multiple_of(2)) else {
         return Err(ProtocolError::Unexpected("a channel that is not an init's to open").into());
-    }
+    };
     let mut state = shared.lock();
     let others = state.channels.keys().filter(|id| !id.is_multiple_of(2)).count();
     if state.closed || others >= CONNECTIONS_MAX || state.channels.contains_key(&id) {
@@ -233,7 +233,7 @@ fn connected(
     }
     state.channels.insert(id, Channel::new(2, None, Conclusion::None));
     drop(state);
-    let stream = ConnectionStream::new(Arc::clone(shared), id);
+    let stream = ConnectionStream::new(Arc::clone(shared), id, *entrance);
     // When nobody takes connections, dropping the stream ends this one.
     let _ = connections.try_send(stream);
     Ok(())

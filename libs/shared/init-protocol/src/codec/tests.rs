@@ -52,7 +52,7 @@ fn open() -> impl Strategy<Value = Open> {
                 })
             }),
         text().prop_map(|path| Open::Watch { path }),
-        Just(Open::Connection),
+        any::<u16>().prop_map(|entrance| Open::Connection { entrance }),
     ]
 }
 

@@ -1,5 +1,8 @@
 //! Errors in the shapes that their readers expect: too long a body is 413 everywhere, and `/v2` names the request.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
 use remuda_tests::System;
 use serde_json::{Value, json};
 
@@ -28,6 +31,27 @@ async fn a_body_that_is_too_long_is_413_in_every_shape() {
             let expect = ("invalid_request_error".into(), "REQUEST_TOO_LARGE".into());
             assert_eq!(openai(&body), expect, "{path}: {body}");
         }
+    }
+}
+
+/// The answer comes long before the body's end, and must not be lost by it.
+#[test]
+fn who_sends_to_the_end_before_reading_is_answered_too() {
+    let system = System::new();
+    let plane = system.control_plane(&[("ORCHD_BODY_MAX_BYTES", "1000")]);
+    let body = vec![b'x'; 32 << 20];
+    for path in ["/v1/chat/completions", "/v2/tasks"] {
+        let mut stream = TcpStream::connect(plane.url.trim_start_matches("http://")).unwrap();
+        let length = body.len();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer a-token-for-tests\r\ncontent-length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&body).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{path}: {answer}");
+        assert!(answer.contains("REQUEST_TOO_LARGE"), "{path}: {answer}");
     }
 }
 

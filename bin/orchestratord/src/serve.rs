@@ -6,22 +6,23 @@
 pub(crate) mod lane;
 mod rewound;
 
+use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
 use daemon::listen::{accept_loop, bound_silence};
-use daemon::shutdown::Kind;
+use daemon::shutdown::{Kind, Shutdown};
 use daemon::tls::Watched;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,10 @@ const CONNECTION_BUFFER_LEN_MAX: usize = 64 * 1024;
 
 /// How long a connection may wait for its next request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long, and how much, a client may go on sending what nobody reads any more.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+const LINGER_LEN_MAX: u64 = 128 * 1024 * 1024;
 
 /// Longer bodies are read by the general server.
 const LANE_BODY_LEN_MAX: u64 = 1024 * 1024;
@@ -149,23 +154,40 @@ async fn general<S: AsyncRead + AsyncWrite + Unpin>(front: Arc<Front>, stream: S
         if certified {
             request.extensions_mut().insert(Certified);
         }
-        rooms::serve(front.clone(), request)
+        Box::pin(rooms::serve(front.clone(), request))
     });
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
         .max_buf_size(CONNECTION_BUFFER_LEN_MAX)
         .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
-    tokio::select! {
+    let stopped = tokio::select! {
         biased;
-        ended = connection.as_mut() => {
-            log_end(ended);
-            return;
+        ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(ended),
+        () = shutdown.stopped() => None,
+    };
+    log_end(match stopped {
+        Some(ended) => ended,
+        None => {
+            Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|cx| connection.poll_without_shutdown(cx)).await
         }
-        () = shutdown.stopped() => connection.as_mut().graceful_shutdown(),
+    });
+    close(connection.into_parts().io.into_inner(), &shutdown).await;
+}
+
+/// Closes a connection so that its client can read the last answer. The kernel resets one that is closed with something
+/// unread, a body that was refused for its length for example, and with a reset the answer may be gone.
+async fn close<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, shutdown: &Shutdown) {
+    if stream.shutdown().await.is_err() {
+        return;
     }
-    log_end(connection.await);
+    let mut left = stream.take(LINGER_LEN_MAX);
+    let mut nowhere = tokio::io::sink();
+    tokio::select! {
+        _ = tokio::time::timeout(LINGER_TIMEOUT, tokio::io::copy(&mut left, &mut nowhere)) => {}
+        () = shutdown.stopped() => {}
+    }
 }
 
 fn log_end(ended: Result<(), hyper::Error>) {

@@ -278,6 +278,17 @@ fn every_command_works_with_its_ca() {
         assert!(!text(&output.stderr).contains("certificate"), "{output:?}");
     }
 
+    // The task worked in no workspace, which only the control plane can know.
+    for command in ["tasks diff", "tasks files", "tasks download"] {
+        typed.insert(command.to_owned());
+        let arguments: Vec<&str> = command.split(' ').chain([task]).collect();
+        let output = up.command(&arguments).output().unwrap();
+        assert!(
+            !output.status.success() && text(&output.stderr).contains("has no workspace"),
+            "{command}: {output:?}"
+        );
+    }
+
     // By the environment as well as by flags.
     let mut command = remuda(&up.directory);
     command

@@ -15,5 +15,6 @@ pub(crate) mod link;
 pub(crate) mod logins;
 pub(crate) mod outlet;
 mod runner;
+pub(crate) mod workspaces;
 
 pub(crate) use runner::start;

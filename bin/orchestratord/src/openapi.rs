@@ -6,7 +6,7 @@ use utoipa::openapi::schema::{Schema, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, PathItem, Ref, RefOr, Response, ResponseBuilder};
 
-use crate::rooms::{agents, execute, health, nodes, pools, tasks};
+use crate::rooms::{agents, execute, health, nodes, pools, tasks, workspaces};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -14,6 +14,7 @@ use crate::rooms::{agents, execute, health, nodes, pools, tasks};
     paths(
         tasks::submit, tasks::list, tasks::show, tasks::events, tasks::cancel,
         execute::execute, agents::list, agents::log_in, agents::status, agents::remove, agents::enter,
+        workspaces::upload, workspaces::remove, workspaces::files, workspaces::diff, workspaces::archive,
         nodes::register, nodes::heartbeat, nodes::callback, nodes::deregister, nodes::list, nodes::show,
         nodes::drain, nodes::undrain,
         pools::list, pools::show, pools::drain, pools::undrain, pools::reload,

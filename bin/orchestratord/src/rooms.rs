@@ -9,12 +9,13 @@ pub(crate) mod models;
 pub(crate) mod nodes;
 pub(crate) mod pools;
 pub(crate) mod tasks;
+pub(crate) mod workspaces;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use http::{HeaderName, Method, Request, Response};
 use hyper::body::Incoming;
 use pool_registry_types::Dialect;
@@ -35,6 +36,11 @@ pub(crate) fn router(plane: SharedPlane) -> Router {
         .route("/v2/tasks/{id}", get(tasks::show))
         .route("/v2/tasks/{id}/events", get(tasks::events))
         .route("/v2/tasks/{id}/cancel", post(tasks::cancel))
+        .route("/v2/tasks/{id}/files", get(workspaces::files))
+        .route("/v2/tasks/{id}/diff", get(workspaces::diff))
+        .route("/v2/tasks/{id}/archive", get(workspaces::archive))
+        .route("/v2/workspaces", post(workspaces::upload))
+        .route("/v2/workspaces/{id}", delete(workspaces::remove))
         .route("/api/execute", post(execute::execute))
         .route("/v2/agents", get(agents::list))
         .route(

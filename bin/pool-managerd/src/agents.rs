@@ -26,16 +26,20 @@ mod parts;
 mod report;
 mod run;
 mod words;
+mod workspaces;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use egress::{UpstreamProxy, Upstreams};
+use futures_util::Stream;
 use homes::{DirectoryStore, Homes, OwnerHandle};
 use pool_registry_types::{
-    AgentLogin, AgentRun, ControlPlaneId, LoginInput, LoginStatus, PoolId, PoolReport,
+    AgentLogin, AgentRun, ControlPlaneId, LoginInput, LoginStatus, PoolId, PoolReport, WorkspaceMade,
+    WorkspaceView,
 };
 use process::LockFile;
 use sandbox::{Bubblewrap, BubblewrapSettings, Rendezvous};
@@ -46,8 +50,10 @@ use warm_pool::{Event, Owner, PoolSpec, SandboxId, WarmPool};
 pub(crate) use config::check;
 pub use config::{
     AgentPool, AgentPoolProblem, AgentsConfig, AgentsSettings, KeySource, LimitSettings, WarmDefaults,
+    WorkspaceSettings,
 };
 pub use events::{AgentEvents, Events, LoginEvents};
+pub use workspaces::{WorkspaceContent, local_workspace};
 
 use crate::door::{DoorError, agent_replica, chain};
 use crate::replica::Changed;
@@ -56,6 +62,7 @@ use keeper::{ClaimError, Keeper, Message};
 use login::{LoginRefusal, Logins};
 use parts::{NodeParts, PoolParts, SlotLease};
 use report::report;
+use workspaces::Workspaces;
 
 /// Memory of a sandbox that nobody has, and of one with its owner's CLI in it, until it was measured.
 const WARM_BYTES: u64 = 8 << 20;
@@ -92,6 +99,9 @@ pub enum AgentsError {
     /// Homes cannot be kept.
     #[error("the store of homes cannot be used")]
     Store(#[from] homes::StoreError),
+    /// Workspaces cannot be kept.
+    #[error(transparent)]
+    Workspaces(#[from] ::workspaces::StoreError),
     /// Sandboxes cannot be made.
     #[error("sandboxes cannot be made")]
     Driver(#[from] sandbox::DriverError),
@@ -110,6 +120,7 @@ pub(crate) struct Agents {
     keeper: Keeper,
     homes: Arc<Homes>,
     upstreams: Option<Arc<Upstreams>>,
+    workspaces: Workspaces,
     logins: Logins,
     changed: Arc<Changed>,
     stop: CancellationToken,
@@ -136,6 +147,7 @@ impl Agents {
             .unwrap_or_else(|| config.directory.join("homes"));
         let store = DirectoryStore::open(&homes_directory, &homes_directory)?;
         let homes = Arc::new(Homes::new(Arc::new(store), config.keys()?));
+        let workspaces = Workspaces::open(config.workspace_store())?;
         let driver = Bubblewrap::new(BubblewrapSettings::new(&config::driver_directory(config)))?;
         let (rendezvous, returned) = Rendezvous::open(config::rendezvous_directory(config))?;
         let proxies = config.proxies.iter().map(|url| UpstreamProxy::parse(url));
@@ -146,6 +158,7 @@ impl Agents {
             driver: Arc::new(driver),
             rendezvous,
             homes: homes.clone(),
+            workspaces: workspaces.clone(),
             egress: Arc::new(egress::Shared {
                 resolver: config.resolver.clone(),
                 upstreams: upstreams.clone(),
@@ -190,6 +203,7 @@ impl Agents {
             });
         };
         spawn(Box::pin(task.run()));
+        spawn(Box::pin(workspaces.clone().keep_swept()));
         spawn(Box::pin(returning.clone().follow(returned)));
         spawn(Box::pin(keeper::adopt(node, keeper.clone(), returning)));
         if let Some(upstreams) = upstreams.clone() {
@@ -213,6 +227,7 @@ impl Agents {
             keeper,
             homes,
             upstreams,
+            workspaces,
             logins: Logins::default(),
             changed,
             stop,
@@ -330,6 +345,40 @@ impl Agents {
         Ok(())
     }
 
+    /// See [`Door::upload_workspace`](crate::Door::upload_workspace).
+    pub(crate) async fn upload_workspace(
+        &self,
+        pool: &PoolId,
+        owner: &str,
+        pieces: impl Stream<Item = Result<Bytes, String>> + Send + Unpin,
+    ) -> Result<WorkspaceMade, DoorError> {
+        self.pool(pool)?;
+        self.workspaces.upload(owner, pieces).await
+    }
+
+    /// See [`Door::remove_workspace`](crate::Door::remove_workspace).
+    pub(crate) async fn remove_workspace(
+        &self,
+        pool: &PoolId,
+        owner: &str,
+        id: &str,
+    ) -> Result<(), DoorError> {
+        self.pool(pool)?;
+        self.workspaces.remove(owner, id).await
+    }
+
+    /// See [`Door::task_workspace`](crate::Door::task_workspace).
+    pub(crate) async fn task_workspace(
+        &self,
+        pool: &PoolId,
+        owner: &str,
+        task: &str,
+        view: WorkspaceView,
+    ) -> Result<WorkspaceContent, DoorError> {
+        self.pool(pool)?;
+        self.workspaces.look(owner, task, view).await
+    }
+
     /// Takes nothing new in a pool, or takes runs again.
     pub(crate) fn set_draining(&self, pool: &PoolId, is_draining: bool) {
         if let Some(pool) = self.pools.get(pool) {
@@ -391,9 +440,6 @@ fn check_run(asked: &AgentRun) -> Result<(), DoorError> {
     }
     if asked.prompt.is_empty() || asked.prompt.len() > PROMPT_BYTES_MAX {
         return Err(wrong(format!("`prompt` must have 1 to {PROMPT_BYTES_MAX} bytes")));
-    }
-    if live::directory(asked.workspace_id.as_deref()).is_none() {
-        return Err(wrong("`workspace_id` is no name of a workspace".to_owned()));
     }
     Ok(())
 }

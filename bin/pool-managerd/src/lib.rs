@@ -38,7 +38,7 @@ mod sources;
 
 pub use agents::{
     AgentEvents, AgentPool, AgentPoolProblem, AgentsConfig, AgentsError, AgentsSettings, Events, KeySource,
-    LimitSettings, LoginEvents, WarmDefaults,
+    LimitSettings, LoginEvents, WarmDefaults, WorkspaceContent, WorkspaceSettings, local_workspace,
 };
 pub use door::{Door, DoorBody, DoorBodyError, DoorError};
 pub use fleet::Launch;

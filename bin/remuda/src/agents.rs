@@ -57,10 +57,12 @@ pub(crate) async fn install(agent: &str, wanted: &Wanted, shown: &Shown) -> Resu
     }
 }
 
-/// Lets a run that has a directory of its own use the homes that all runs of this user share, and their key.
+/// Lets a run that has a directory of its own use what all runs of this user share: homes, their key, workspaces.
 pub(crate) fn share_homes(config: &mut AgentsConfig) -> Result<()> {
     let shared = config.directory.clone();
     config.homes.get_or_insert_with(|| shared.join("homes"));
+    let workspaces = &mut config.workspaces.directory;
+    workspaces.get_or_insert_with(|| shared.join("workspaces"));
     if config.key == KeySource::Own {
         let file = shared.join("master.key");
         if !file.exists() {

@@ -189,7 +189,7 @@ impl Client {
         refusal_of(status, &body, self.address(), self.api_key.is_some())
     }
 
-    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T> {
+    pub(crate) async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T> {
         let body = read_bounded(response).await.context("reading the answer")?;
         let body: &[u8] = if body.is_empty() { b"null" } else { &body };
         serde_json::from_slice(body)

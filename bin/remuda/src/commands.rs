@@ -14,6 +14,7 @@ pub(crate) mod pools;
 pub(crate) mod run;
 pub(crate) mod tasks;
 pub(crate) mod up;
+pub(crate) mod workspace;
 
 use std::future::Future;
 use std::io::IsTerminal as _;

@@ -32,6 +32,7 @@ const NEEDS: &[Need] = &[
     need("jq", "jq", "README's tour"),
     need("script", "bsdutils", "README's tour"),
     need("bwrap", "bubblewrap", "sandboxes by bubblewrap"),
+    need("git", "git", "workspaces of agents"),
     need("dockerd", "docker.io", "sandboxes by Docker"),
     need("debootstrap", "debootstrap", "the file system of agent images"),
     need("node", "nodejs", "clients and CLIs from npm"),

@@ -1,19 +1,20 @@
 //! The way of a run, or of a login, to its node: a function call in the same process, a stream of lines otherwise.
 
 use bytes::{Bytes, BytesMut};
+use futures_util::TryStreamExt as _;
 use http::header::RETRY_AFTER;
 use http::{Method, Response};
 use http_body_util::{BodyExt as _, Limited};
 use pool_managerd::{DoorError, Events};
 use pool_registry_types::{
     AGENTS_PREFIX, AgentEvent, AgentLogin, AgentRun, LoginEvent, LoginInput, LoginStatus,
-    NODE_REFUSAL_HEADER, PoolId,
+    NODE_REFUSAL_HEADER, PoolId, WorkspaceMade, WorkspaceView,
 };
 use scheduler::ReplicaInfo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use task_api::{ApiError, ErrorBody, ErrorCode};
-use upstream::NodeBody;
+use task_api::{ApiError, ErrorBody, ErrorCode, TaskId};
+use upstream::{NodeBody, Pieces, SendError};
 
 use crate::plane::{LinkError, NodeLink, Plane, RemoteNode};
 
@@ -40,6 +41,14 @@ pub(crate) enum Refused {
 pub(crate) enum Told<T> {
     Local(Events<T>),
     Remote(Lines),
+}
+
+/// What a node gives of a workspace.
+pub(crate) struct Content {
+    /// How many bytes, when that is known.
+    pub(crate) len: Option<u64>,
+    /// They; an error means that they are not all.
+    pub(crate) pieces: Pieces,
 }
 
 /// Lines of a node's answer.
@@ -182,6 +191,75 @@ impl<'p> AgentLink<'p> {
         }
     }
 
+    /// Takes a directory in for an owner, as a tar archive in pieces.
+    pub(crate) async fn upload_workspace(
+        &self,
+        owner: &str,
+        pieces: Pieces,
+    ) -> Result<WorkspaceMade, Refused> {
+        let pool = &self.info.pool_id;
+        match &self.link {
+            NodeLink::Local(door) => {
+                let pieces = pieces.map_err(|error| daemon::exit::chain(&*error));
+                let made = door.upload_workspace(pool, owner, pieces).await;
+                made.map_err(|error| of_door(&error))
+            }
+            NodeLink::Remote(remote) => {
+                let path = owned_path(pool, "workspaces", owner);
+                let sent = remote.for_agents_in_pieces(&self.plane.id, &path, pieces).await;
+                let response = succeeded(sent).await?;
+                let body = whole(response).await?;
+                serde_json::from_slice(&body)
+                    .map_err(|error| Refused::Out(format!("the node's answer cannot be read: {error}")))
+            }
+        }
+    }
+
+    /// Removes an owner's workspace.
+    pub(crate) async fn remove_workspace(&self, owner: &str, id: &str) -> Result<(), Refused> {
+        let pool = &self.info.pool_id;
+        match &self.link {
+            NodeLink::Local(door) => {
+                let removed = door.remove_workspace(pool, owner, id).await;
+                removed.map_err(|error| of_door(&error))
+            }
+            NodeLink::Remote(remote) => {
+                let path = owned_path(pool, &format!("workspaces/{id}"), owner);
+                let answer = self.ask(remote, Method::DELETE, &path, Bytes::new()).await;
+                answer.map(drop)
+            }
+        }
+    }
+
+    /// What an owner's task has made of its workspace.
+    pub(crate) async fn task_workspace(
+        &self,
+        owner: &str,
+        task: &TaskId,
+        view: WorkspaceView,
+    ) -> Result<Content, Refused> {
+        let pool = &self.info.pool_id;
+        match &self.link {
+            NodeLink::Local(door) => {
+                let content = door.task_workspace(pool, owner, task.as_str(), view).await;
+                let content = content.map_err(|error| of_door(&error))?;
+                Ok(Content {
+                    len: Some(content.len),
+                    pieces: Box::pin(content.into_pieces().map_err(Into::into)),
+                })
+            }
+            NodeLink::Remote(remote) => {
+                let path = owned_path(pool, &format!("tasks/{task}/{}", view.as_str()), owner);
+                let response = self.send(remote, Method::GET, &path, Bytes::new()).await?;
+                let body = response.into_body();
+                Ok(Content {
+                    len: http_body::Body::size_hint(&body).exact(),
+                    pieces: Box::pin(body.into_data_stream().map_err(Into::into)),
+                })
+            }
+        }
+    }
+
     async fn stream<T>(
         &self,
         remote: &RemoteNode,
@@ -202,11 +280,7 @@ impl<'p> AgentLink<'p> {
         path: &str,
         body: Bytes,
     ) -> Result<Bytes, Refused> {
-        let response = self.send(remote, method, path, body).await?;
-        let body = Limited::new(response.into_body(), ANSWER_LEN_MAX).collect().await;
-        Ok(body
-            .map_err(|error| Refused::NoAnswer(error.to_string()))?
-            .to_bytes())
+        whole(self.send(remote, method, path, body).await?).await
     }
 
     async fn send(
@@ -216,21 +290,32 @@ impl<'p> AgentLink<'p> {
         path: &str,
         body: Bytes,
     ) -> Result<Response<NodeBody>, Refused> {
-        let response = remote
-            .for_agents(&self.plane.id, method, path, body)
-            .await
-            .map_err(|error| Refused::NoAnswer(daemon::exit::chain(&error)))?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        Err(refusal(response).await)
+        succeeded(remote.for_agents(&self.plane.id, method, path, body).await).await
     }
 }
 
-/// An owner may be named in any way, so the name is escaped where it stands in a path.
+async fn succeeded(sent: Result<Response<NodeBody>, SendError>) -> Result<Response<NodeBody>, Refused> {
+    let response = sent.map_err(|error| Refused::NoAnswer(daemon::exit::chain(&error)))?;
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    Err(refusal(response).await)
+}
+
+async fn whole(response: Response<NodeBody>) -> Result<Bytes, Refused> {
+    let body = Limited::new(response.into_body(), ANSWER_LEN_MAX).collect().await;
+    let body = body.map_err(|error| Refused::NoAnswer(error.to_string()))?;
+    Ok(body.to_bytes())
+}
+
 fn login_path(pool: &PoolId, owner: &str) -> String {
+    owned_path(pool, "login", owner)
+}
+
+/// An owner may be named in any way, so the name is escaped where it stands in a path.
+fn owned_path(pool: &PoolId, what: &str, owner: &str) -> String {
     use std::fmt::Write as _;
-    let mut path = format!("{AGENTS_PREFIX}/{pool}/login?owner=");
+    let mut path = format!("{AGENTS_PREFIX}/{pool}/{what}?owner=");
     for byte in owner.bytes() {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {

@@ -7,15 +7,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use pool_registry_types::{AgentEvent, AgentOutcome, AgentRun, LocalModel};
+use pool_registry_types::{AgentEvent, AgentOutcome, AgentRun, LocalModel, NodeId, RunWorkspace};
 use scheduler::{Outcome, Target, TaskSpec};
-use task_api::{ApiError, ErrorCode, Event, TaskAccepted, TaskRequest, TaskState, ToolEvent, Usage};
+use task_api::{
+    ApiError, ErrorCode, Event, TaskAccepted, TaskRequest, TaskState, ToolEvent, Usage, WorkspaceRequest,
+};
 use tracing::Instrument as _;
 
-use super::home::Homes;
+use super::home::{self, Homes};
 use super::keys::TaskKey;
 use super::link::{AgentLink, Refused, Told};
 use super::outlet::model_address;
+use super::workspaces;
 use crate::access::Identity;
 use crate::dispatch::{failed, lost, refused};
 use crate::metrics::{PoolMetrics, TaskOutcome};
@@ -48,13 +51,14 @@ pub(crate) async fn start(
         // Makes the scheduler know where the owner's login is. That there is no ready pool now is its to say.
         let _ = Homes::of(plane).find(agent, &identity.owner).await;
     }
-    let submission = submit(plane, identity, &request)?;
+    let workspace = workspace_of(plane, &request)?;
+    let submission = submit(plane, identity, &request, workspace.node.as_ref())?;
     let (task, accepted) = accept(plane, identity, &request, correlation, &submission)?;
     let stored_since = Instant::now();
     put_into_store(plane, &task, &accepted.task_id).await?;
     let runner = AgentRunner {
         plane: plane.clone(),
-        run: run_of(&request, &accepted, identity, local_model.as_ref()),
+        run: run_of(&request, &accepted, identity, local_model.as_ref(), workspace.run),
         deadline: request.deadline_ms.map(|ms| arrived + Duration::from_millis(ms)),
         ending: Ending::new(plane.clone(), task.clone()),
         correlation_id: correlation.0.clone(),
@@ -98,6 +102,7 @@ fn run_of(
     accepted: &TaskAccepted,
     identity: &Identity,
     local: Option<&(TaskKey, LocalModel)>,
+    workspace: Option<RunWorkspace>,
 ) -> AgentRun {
     AgentRun {
         task_id: accepted.task_id.to_string(),
@@ -107,21 +112,63 @@ fn run_of(
         model: request.model.clone().filter(|_| local.is_none()),
         effort: request.effort,
         timeout_ms: None,
-        workspace_id: request.workspace.as_ref().map(ToString::to_string),
+        workspace,
         verbose: request.verbose.unwrap_or(false),
         local_model: local.map(|(_, model)| model.clone()),
     }
 }
 
-fn submit(plane: &SharedPlane, identity: &Identity, request: &TaskRequest) -> Result<Submission, ApiError> {
+/// What a task works in, and the one node that has it.
+#[derive(Default)]
+struct TaskWorkspace {
+    run: Option<RunWorkspace>,
+    node: Option<NodeId>,
+}
+
+fn workspace_of(plane: &SharedPlane, request: &TaskRequest) -> Result<TaskWorkspace, ApiError> {
+    match &request.workspace {
+        None => Ok(TaskWorkspace::default()),
+        Some(WorkspaceRequest::Cloned(clone)) => Ok(TaskWorkspace {
+            run: Some(RunWorkspace::Cloned {
+                url: clone.git.clone(),
+                reference: clone.reference.clone(),
+            }),
+            node: None,
+        }),
+        Some(WorkspaceRequest::Kept(id)) => {
+            let (id, node) = workspaces::parts(id)?;
+            let here = home::replicas(plane, request.agent.as_deref());
+            if !here.iter().any(|replica| replica.info.node_id == node) {
+                let agent = request.agent.as_deref().unwrap_or_default();
+                let message = format!("the workspace is on node {node}, which has no pool of {agent} now");
+                return Err(ApiError::new(ErrorCode::NotFound, message).with_param("workspace"));
+            }
+            Ok(TaskWorkspace {
+                run: Some(RunWorkspace::Kept { id }),
+                node: Some(node),
+            })
+        }
+    }
+}
+
+fn submit(
+    plane: &SharedPlane,
+    identity: &Identity,
+    request: &TaskRequest,
+    node: Option<&NodeId>,
+) -> Result<Submission, ApiError> {
     let agent = request.agent.as_deref().unwrap_or_default();
     let target = match &request.pool {
         Some(pool) => Target::AgentInPool { agent, pool },
         None => Target::Agent(agent),
     };
+    let mut placement = request.placement.clone();
+    if let Some(node) = node {
+        placement.get_or_insert_default().nodes = vec![node.clone()];
+    }
     let spec = TaskSpec {
         priority: request.priority,
-        placement: request.placement.as_ref(),
+        placement: placement.as_ref(),
         session: request
             .session_id
             .as_ref()
@@ -399,6 +446,16 @@ impl AgentRunner {
             } => {
                 progress.egress = Some((sent_bytes, received_bytes));
                 Event::Metrics(progress.usage(self.arrived))
+            }
+            AgentEvent::Workspace { id, changed, problem } => {
+                let Some(workspace_id) = workspaces::named(&id, &grant.info().node_id) else {
+                    return;
+                };
+                Event::Workspace {
+                    workspace_id,
+                    changed,
+                    problem,
+                }
             }
             AgentEvent::Raw { source, line } if self.run.verbose => Event::Raw { source, line },
             AgentEvent::Raw { .. }

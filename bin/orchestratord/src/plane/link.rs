@@ -12,7 +12,7 @@ use pool_managerd::{Door, DoorBody, DoorError};
 use pool_registry_types::{CONTROL_PLANE_HEADER, ControlPlaneId, DOOR_PREFIX, NODE_REFUSAL_HEADER};
 use scheduler::ReplicaInfo;
 use task_api::ErrorCode;
-use upstream::{ConnectOptions, NodeBody, NodeClient, Origin, OriginError, SendError};
+use upstream::{ConnectOptions, NodeBody, NodeClient, Origin, OriginError, Pieces, SendError};
 
 /// The way to one node. Cheap to clone.
 #[derive(Clone)]
@@ -160,6 +160,23 @@ impl RemoteNode {
         self.client.send(request).await
     }
 
+    /// The same as a POST whose body comes in pieces.
+    pub(crate) async fn for_agents_in_pieces(
+        &self,
+        holder: &ControlPlaneId,
+        path: &str,
+        pieces: Pieces,
+    ) -> Result<Response<NodeBody>, SendError> {
+        let mut request = self.prepared(Method::POST, path, pieces);
+        let headers = request.headers_mut();
+        headers.insert(
+            CONTROL_PLANE_HEADER,
+            HeaderValue::from_str(holder.as_str()).expect("an identifier is a header value"),
+        );
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
+        self.client.send_pieces(request).await
+    }
+
     /// Tells the node to do something.
     pub(crate) async fn post(&self, path: &str, body: Bytes) -> Result<Response<NodeBody>, SendError> {
         self.order(Method::POST, path, body).await
@@ -174,7 +191,7 @@ impl RemoteNode {
         self.client.send(self.prepared(method, path, body)).await
     }
 
-    fn prepared(&self, method: Method, path: &str, body: Bytes) -> Request<Bytes> {
+    fn prepared<B>(&self, method: Method, path: &str, body: B) -> Request<B> {
         let mut request = Request::builder()
             .method(method)
             .uri(path)

@@ -76,6 +76,7 @@ fn text_len(event: &Event) -> usize {
         Event::Limit { message: text, .. }
         | Event::EgressDenied { host: text, .. }
         | Event::Raw { line: text, .. } => text.len(),
+        Event::Workspace { problem, .. } => problem.as_ref().map_or(0, String::len),
         Event::Queued { .. }
         | Event::Started { .. }
         | Event::Metrics(_)

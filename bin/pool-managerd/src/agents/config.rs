@@ -11,6 +11,7 @@ use homes::{AgentName, KeyError, KeyRing, MasterKey};
 use pool_registry_types::PoolId;
 use sandbox::{InitProgram, Limits};
 use serde::Deserialize;
+use workspaces::StoreSettings;
 
 use crate::pools::PoolSettings;
 
@@ -22,6 +23,8 @@ const WARM_MAX: usize = 1000;
 const RUNS_DEFAULT: u32 = 8;
 const RUNS_MAX: u32 = 1024;
 const MIB: u64 = 1024 * 1024;
+/// Files, directories and links of a workspace.
+const WORKSPACE_ENTRIES_MAX: u64 = 50_000;
 
 /// Settings of the node for all its agent pools.
 #[derive(Clone, Debug, clap::Args)]
@@ -37,6 +40,25 @@ pub struct AgentsSettings {
     /// Directory of sealed homes [default: `homes` in the directory of agents]
     #[arg(long, env = "POOL_MANAGERD_HOMES_DIR", value_name = "DIR")]
     pub homes_dir: Option<PathBuf>,
+
+    /// Directory of workspaces [default: `workspaces` in the directory of agents]
+    #[arg(long, env = "POOL_MANAGERD_WORKSPACES_DIR", value_name = "DIR")]
+    pub workspaces_dir: Option<PathBuf>,
+
+    /// How much a workspace may hold
+    #[arg(long, env = "POOL_MANAGERD_WORKSPACE_MAX_BYTES", value_name = "BYTES", default_value = "67108864",
+          value_parser = config::some_bytes)]
+    pub workspace_max_bytes: u64,
+
+    /// How many workspaces an owner has; the one that was not used for the longest time makes room for another
+    #[arg(long, env = "POOL_MANAGERD_WORKSPACES_PER_OWNER", value_name = "N", default_value = "16",
+          value_parser = config::whole::<1, 1000>)]
+    pub workspaces_per_owner: usize,
+
+    /// How long a workspace is kept that is not used
+    #[arg(long, env = "POOL_MANAGERD_WORKSPACE_IDLE_SECS", value_name = "SECONDS", default_value = "86400",
+          value_parser = config::seconds)]
+    pub workspace_idle_secs: Duration,
 
     /// File with the master key of homes [default: `master.key` in the directory of agents, made on first use]
     #[arg(long, env = "POOL_MANAGERD_MASTER_KEY_FILE", value_name = "FILE")]
@@ -119,6 +141,12 @@ impl AgentsSettings {
             directory: self.agents_dir.clone().unwrap_or(default.directory),
             installed: self.agents_install_dir.clone().unwrap_or(default.installed),
             homes: self.homes_dir.clone(),
+            workspaces: WorkspaceSettings {
+                directory: self.workspaces_dir.clone(),
+                bytes_max: self.workspace_max_bytes,
+                per_owner_max: self.workspaces_per_owner,
+                idle_max: self.workspace_idle_secs,
+            },
             key,
             profiles: self.profiles_dir.clone(),
             init: init.unwrap_or(default.init),
@@ -132,6 +160,30 @@ impl AgentsSettings {
                 google: self.warm_pool_google_size,
             },
             resolver: default.resolver,
+        }
+    }
+}
+
+/// How workspaces are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkspaceSettings {
+    /// Where. None: in the directory of agents.
+    pub directory: Option<PathBuf>,
+    /// How much one may hold.
+    pub bytes_max: u64,
+    /// How many an owner has.
+    pub per_owner_max: usize,
+    /// How long one is kept that is not used.
+    pub idle_max: Duration,
+}
+
+impl Default for WorkspaceSettings {
+    fn default() -> Self {
+        Self {
+            directory: None,
+            bytes_max: 64 * MIB,
+            per_owner_max: 16,
+            idle_max: Duration::from_secs(24 * 3600),
         }
     }
 }
@@ -181,6 +233,8 @@ pub struct AgentsConfig {
     pub installed: PathBuf,
     /// Where sealed homes lie. None: in the directory.
     pub homes: Option<PathBuf>,
+    /// How workspaces are kept.
+    pub workspaces: WorkspaceSettings,
     /// The master key.
     pub key: KeySource,
     /// Further profiles.
@@ -211,6 +265,7 @@ impl Default for AgentsConfig {
             directory: user_directory("XDG_DATA_HOME", ".local/share").join("agents"),
             installed: user_directory("XDG_CACHE_HOME", ".cache").join("agents"),
             homes: None,
+            workspaces: WorkspaceSettings::default(),
             key: KeySource::Own,
             profiles: None,
             init,
@@ -225,6 +280,20 @@ impl Default for AgentsConfig {
 }
 
 impl AgentsConfig {
+    /// How workspaces are kept, with the place.
+    pub fn workspace_store(&self) -> StoreSettings {
+        let own = || self.directory.join("workspaces");
+        StoreSettings {
+            directory: self.workspaces.directory.clone().unwrap_or_else(own),
+            limits: workspaces::Limits {
+                bytes_max: self.workspaces.bytes_max,
+                entries_max: WORKSPACE_ENTRIES_MAX,
+            },
+            per_owner_max: self.workspaces.per_owner_max,
+            idle_max: self.workspaces.idle_max,
+        }
+    }
+
     /// The master key; makes the node's own when it is not there yet. Blocks.
     pub(super) fn keys(&self) -> Result<KeyRing, KeyError> {
         let key = match &self.key {

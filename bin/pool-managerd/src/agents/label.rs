@@ -21,6 +21,9 @@ pub(super) struct Label {
     /// never take the place of the whole one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) ticket: Option<String>,
+    /// The workspaces in which runs go on, with the versions that they had before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) workspaces: Vec<(String, u64)>,
 }
 
 impl Label {
@@ -53,6 +56,7 @@ mod tests {
             keep: vec![".claude".to_owned()],
             owner: Some("ann".to_owned()),
             ticket: Some("3.7".to_owned()),
+            workspaces: vec![("w".to_owned(), 2)],
         };
         assert_eq!(Label::parse(&label.text()), Some(label.clone()));
         assert_eq!(label.ticket(), Some(Ticket { version: 3, fence: 7 }));

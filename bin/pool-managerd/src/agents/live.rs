@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agents::{Level, Profile, Values, Variable};
 use egress::{Denied, Egress, Traffic};
-use sandbox::{AGENT_DIRECTORY, ArchiveLimits, ExecRequest, HOME, Sandbox, WORKSPACE, entrance_address};
+use sandbox::{AGENT_DIRECTORY, ArchiveLimits, ExecRequest, HOME, Sandbox, entrance_address};
 use tokio::sync::{OnceCell, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::cli::Cli;
 use super::home::{HomeTrouble, OpenedHome};
 use super::parts::{NodeParts, PoolParts};
+use super::workspaces::OpenWorkspaces;
 
 /// Idle CLIs of one owner.
 const IDLE_MAX: usize = 2;
@@ -45,6 +46,8 @@ pub(super) struct Owned {
     denied: broadcast::Sender<Denied>,
     idle: Mutex<Vec<Cli>>,
     threads: Mutex<VecDeque<(String, String)>>,
+    /// The workspaces that stand in the sandbox.
+    pub(super) workspaces: OpenWorkspaces,
     counted: Mutex<Traffic>,
     settle: Arc<tokio::sync::Notify>,
     _tasks: [AbortOnDropHandle<()>; 2],
@@ -137,10 +140,16 @@ impl Owned {
             denied,
             idle: Mutex::default(),
             threads: Mutex::default(),
+            workspaces: OpenWorkspaces::default(),
             counted: Mutex::default(),
             settle,
             _tasks: [AbortOnDropHandle::new(serving), AbortOnDropHandle::new(following)],
         })
+    }
+
+    /// Whose it is.
+    pub(super) fn owner(&self) -> &str {
+        &self.owner
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Cli>> {
@@ -178,12 +187,19 @@ impl Owned {
     /// Ends the idle CLIs, and waits until their files are whole.
     pub(super) async fn end_idle(&self, pool: &PoolParts) {
         let idle = std::mem::take(&mut *self.idle());
-        let grace = Duration::from_millis(pool.start().end.grace_ms);
-        let ends: Vec<_> = idle.into_iter().map(|cli| tokio::spawn(cli.end(grace))).collect();
-        for end in ends {
-            // An error here is a panic, which the runtime has reported.
-            let _ = end.await;
-        }
+        end_all(pool, idle).await;
+    }
+
+    /// Ends the idle CLIs that were started in a directory.
+    pub(super) async fn end_idle_in(&self, pool: &PoolParts, directory: &str) {
+        let there = {
+            let mut idle = self.idle();
+            let all = std::mem::take(&mut *idle);
+            let (there, others) = all.into_iter().partition(|cli| cli.wish.directory == directory);
+            *idle = others;
+            there
+        };
+        end_all(pool, there).await;
     }
 
     /// The CLI's own name of the conversation that the owner calls so.
@@ -222,6 +238,15 @@ impl Owned {
             .received
             .inc_by(now.received_bytes - counted.received_bytes);
         *counted = now;
+    }
+}
+
+async fn end_all(pool: &PoolParts, clis: Vec<Cli>) {
+    let grace = Duration::from_millis(pool.start().end.grace_ms);
+    let ends: Vec<_> = clis.into_iter().map(|cli| tokio::spawn(cli.end(grace))).collect();
+    for end in ends {
+        // An error here is a panic, which the runtime has reported.
+        let _ = end.await;
     }
 }
 
@@ -295,6 +320,11 @@ pub(super) fn exec_request(line: &agents::CommandLine, directory: &str, entrance
         .iter()
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
+    with_way_out(request, entrance)
+}
+
+/// The same, with an entrance of the way out in its environment.
+pub(super) fn with_way_out(mut request: ExecRequest, entrance: u16) -> ExecRequest {
     let proxy = entrance_url(entrance);
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
         for name in [name.to_owned(), name.to_ascii_lowercase()] {
@@ -353,27 +383,6 @@ pub(super) async fn write_files(
     };
     sandbox.unpack(HOME, limits, archive.as_slice()).await?;
     Ok(())
-}
-
-/// Makes a directory for a workspace.
-pub(super) async fn make_directory(sandbox: &Sandbox, path: &str) -> Result<(), sandbox::SandboxError> {
-    let limits = ArchiveLimits {
-        bytes_max: 0,
-        entries_max: 0,
-    };
-    let empty = [0_u8; 1024];
-    sandbox.unpack(path, limits, empty.as_slice()).await?;
-    Ok(())
-}
-
-/// Where a run works.
-pub(super) fn directory(workspace: Option<&str>) -> Option<String> {
-    let Some(name) = workspace else {
-        return Some(WORKSPACE.to_owned());
-    };
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let is_name = !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.chars().all(fits);
-    is_name.then(|| format!("{WORKSPACE}/{name}"))
 }
 
 /// How a profile's CLI is kept: hot when it can be.

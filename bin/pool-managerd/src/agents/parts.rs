@@ -18,6 +18,7 @@ use warm_pool::{Counts, PoolKey, ProfileHash};
 use super::config::AgentPool;
 use super::label::Label;
 use super::live::level_of;
+use super::workspaces::Workspaces;
 use crate::replica::Changed;
 use crate::slots::{End, Gate, LeaseId, Refusal, Slots};
 
@@ -26,6 +27,7 @@ pub(super) struct NodeParts {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) rendezvous: Rendezvous,
     pub(super) homes: Arc<Homes>,
+    pub(super) workspaces: Workspaces,
     pub(super) egress: Arc<egress::Shared>,
     pub(super) init: InitProgram,
     pub(super) changed: Arc<Changed>,
@@ -173,6 +175,7 @@ impl PoolParts {
             keep: self.profile.login.keep.clone(),
             owner: None,
             ticket: None,
+            workspaces: Vec::new(),
         }
     }
 

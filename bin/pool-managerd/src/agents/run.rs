@@ -24,9 +24,10 @@ use tokio::time::Instant;
 
 use super::cli::{Cli, News, Wish, unix_ms};
 use super::keeper::Held;
-use super::live::{Owned, directory, entrance_url, exec_request, make_directory, values, write_files};
+use super::live::{Owned, entrance_url, exec_request, values, write_files};
 use super::parts::{PoolParts, SlotLease};
 use super::words::{self, Words};
+use super::workspaces::{OpenWorkspaces, Opened, WorkspaceTrouble};
 
 /// How long a CLI may take to end a turn that was interrupted.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(3);
@@ -44,6 +45,7 @@ pub(super) async fn run(mut held: Held, slot: SlotLease, asked: AgentRun, events
         events,
         words: Words::new(asked.verbose),
         is_cancelled: false,
+        workspace: None,
     };
     let turn = run.go(&held, &asked);
     let outcome = tokio::select! {
@@ -51,9 +53,14 @@ pub(super) async fn run(mut held: Held, slot: SlotLease, asked: AgentRun, events
         () = live.lost.cancelled() => Err(Trouble::Lost),
         () = live.node.stop_runs.cancelled() => Err(Trouble::Stopped),
     };
-    held.keep = matches!(outcome, Ok(_) | Err(Trouble::Refused(_)));
+    held.keep = matches!(outcome, Ok(_) | Err(Trouble::Refused(_) | Trouble::Workspace(_)));
     if let Some(owned) = live.owned() {
         owned.run_ended(&live.pool);
+    }
+    // Also what a run has changed that failed or was cancelled: it is the owner's.
+    if let Some(opened) = run.workspace.take() {
+        let told = opened.take_back(&live).await;
+        run.emit(told).await;
     }
     let outcome = outcome.unwrap_or_else(|trouble| trouble.outcome(&live.pool));
     // Room first: whoever hears of the end may come with the next run at once.
@@ -82,6 +89,8 @@ enum Trouble {
     Refused(String),
     #[error("{0} takes no prompt any more")]
     Deaf(String),
+    #[error(transparent)]
+    Workspace(#[from] WorkspaceTrouble),
 }
 
 impl Trouble {
@@ -90,6 +99,7 @@ impl Trouble {
             Self::Lost | Self::Stopped | Self::Deaf(_) => ErrorCode::WorkerReset,
             Self::Own(_) | Self::Start { .. } => ErrorCode::Internal,
             Self::Refused(_) => ErrorCode::InvalidParams,
+            Self::Workspace(trouble) => trouble.code(),
         };
         tracing::warn!(pool_id = %pool.id, error = %self, "a run of an agent came to nothing");
         AgentOutcome::Failed {
@@ -106,6 +116,8 @@ struct Run {
     events: mpsc::Sender<AgentEvent>,
     words: Words,
     is_cancelled: bool,
+    /// What is to be taken back when the run has ended.
+    workspace: Option<Opened>,
 }
 
 /// Why a turn is being interrupted.
@@ -128,24 +140,18 @@ impl Run {
     async fn go(&mut self, held: &Held, asked: &AgentRun) -> Result<AgentOutcome, Trouble> {
         let live = &held.live;
         let pool = self.pool.clone();
-        let refused = |what: String| Trouble::Refused(what);
-        let directory = directory(asked.workspace_id.as_deref())
-            .ok_or_else(|| refused("`workspace_id` is no name of a workspace".to_owned()))?;
         let own = live.own(&asked.owner).await;
         let owned = own.map_err(|error| Trouble::Own(daemon::exit::chain(&error)))?;
-        let wish = wish(&pool, asked, &directory);
         self.set_way_out(owned, asked)?;
+        let directory = self.open_workspace(held, owned, asked).await?;
         let mut denied = owned.denied();
+        let wish = wish(&pool, asked, &directory);
         let thread = asked.session_id.as_deref().and_then(|name| owned.thread(name));
 
         let idle = owned.take_idle(|cli| fits(cli, &wish, thread.as_deref()));
         let (mut cli, level) = match idle {
             Some(cli) => (cli, WarmLevel::Hot),
             None => {
-                if directory != WORKSPACE {
-                    let made = make_directory(&live.sandbox, &directory).await;
-                    made.map_err(|error| self.no_start(&error))?;
-                }
                 let cli = self.start((held, owned), asked, &wish, thread.as_deref()).await?;
                 let level = match held.level {
                     warm_pool::Level::Cold => WarmLevel::Cold,
@@ -192,6 +198,24 @@ impl Run {
         .await;
         self.put_away(cli, owned, asked).await;
         outcome
+    }
+
+    /// Where the run works: in what it asks for, in what its session has worked in, or where nothing is.
+    async fn open_workspace(
+        &mut self,
+        held: &Held,
+        owned: &Owned,
+        asked: &AgentRun,
+    ) -> Result<String, Trouble> {
+        let events = self.events.clone();
+        let opened = OpenWorkspaces::open(&held.live, owned, asked, events.closed()).await?;
+        let Some(opened) = opened else {
+            return Ok(WORKSPACE.to_owned());
+        };
+        let directory = opened.directory();
+        self.words.set_directory(&directory);
+        self.workspace = Some(opened);
+        Ok(directory)
     }
 
     /// Keeps the CLI for the owner's next run, or ends it. One whose conversation nobody named is given an empty one

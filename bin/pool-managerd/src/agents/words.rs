@@ -17,6 +17,8 @@ const BETWEEN: &str = "\n\n";
 /// What a turn has said so far.
 pub(super) struct Words {
     is_verbose: bool,
+    /// Where the run works.
+    directory: String,
     messages: Vec<String>,
     bytes: usize,
     was_ready: bool,
@@ -27,11 +29,17 @@ impl Words {
     pub(super) fn new(is_verbose: bool) -> Self {
         Self {
             is_verbose,
+            directory: WORKSPACE.to_owned(),
             messages: Vec::new(),
             bytes: 0,
             was_ready: false,
             is_up: false,
         }
+    }
+
+    /// Files are told relative to this directory from now on.
+    pub(super) fn set_directory(&mut self, directory: &str) {
+        directory.clone_into(&mut self.directory);
     }
 
     /// Whether the CLI has said that it is ready since the last time.
@@ -79,7 +87,10 @@ impl Words {
                 output: output.text,
             },
             Said::FilesChanged { paths } => AgentEvent::FilesChanged {
-                paths: paths.into_iter().map(relative).collect(),
+                paths: paths
+                    .into_iter()
+                    .map(|path| relative(&self.directory, path))
+                    .collect(),
             },
             Said::Usage {
                 tokens_in,
@@ -164,12 +175,14 @@ fn raw(source: Source, line: &str) -> AgentEvent {
     }
 }
 
-fn relative(path: String) -> String {
-    let Some(below) = path.strip_prefix(WORKSPACE) else {
-        return path;
-    };
-    let below = below.trim_start_matches('/');
-    if below.is_empty() { path } else { below.to_owned() }
+fn relative(directory: &str, path: String) -> String {
+    let below = path
+        .strip_prefix(directory)
+        .and_then(|below| below.strip_prefix('/'));
+    match below {
+        Some(below) if !below.is_empty() => below.to_owned(),
+        _ => path,
+    }
 }
 
 #[cfg(test)]
@@ -237,12 +250,14 @@ mod tests {
 
     #[test]
     fn paths_are_told_relative_to_the_workspace() {
-        for (path, expect) in [
-            ("/workspace/a/b", "a/b"),
-            ("/home/agent/x", "/home/agent/x"),
-            ("/workspace", "/workspace"),
+        for (directory, path, expect) in [
+            ("/workspace", "/workspace/a/b", "a/b"),
+            ("/workspace", "/home/agent/x", "/home/agent/x"),
+            ("/workspace", "/workspace", "/workspace"),
+            ("/workspace/w", "/workspace/w/a", "a"),
+            ("/workspace/w", "/workspace/wide/a", "/workspace/wide/a"),
         ] {
-            assert_eq!(relative(path.to_owned()), expect);
+            assert_eq!(relative(directory, path.to_owned()), expect);
         }
     }
 }

@@ -1,9 +1,14 @@
 //! The door's part for agent pools.
 
-use pool_registry_types::{AgentLogin, AgentRun, ControlPlaneId, LoginInput, LoginStatus, PoolId, ReplicaId};
+use bytes::Bytes;
+use futures_util::Stream;
+use pool_registry_types::{
+    AgentLogin, AgentRun, ControlPlaneId, LoginInput, LoginStatus, PoolId, ReplicaId, WorkspaceMade,
+    WorkspaceView,
+};
 
 use super::{Door, DoorError};
-use crate::agents::{AgentEvents, LoginEvents};
+use crate::agents::{AgentEvents, LoginEvents, WorkspaceContent};
 
 impl Door {
     /// Grants a slot of the agent pool or refuses, then runs the agent in its owner's sandbox.
@@ -58,6 +63,43 @@ impl Door {
     ) -> Result<LoginStatus, DoorError> {
         match self.agents() {
             Some(agents) => agents.login_status(pool, holder, owner).await,
+            None => Err(no_agent_pool(pool)),
+        }
+    }
+
+    /// Takes a directory in, as a tar archive in pieces, for the owner's runs to work in.
+    ///
+    /// Cancel safe: what was not whole is not there.
+    pub async fn upload_workspace(
+        &self,
+        pool: &PoolId,
+        owner: &str,
+        pieces: impl Stream<Item = Result<Bytes, String>> + Send + Unpin,
+    ) -> Result<WorkspaceMade, DoorError> {
+        match self.agents() {
+            Some(agents) => agents.upload_workspace(pool, owner, pieces).await,
+            None => Err(no_agent_pool(pool)),
+        }
+    }
+
+    /// Removes a workspace of the owner's.
+    pub async fn remove_workspace(&self, pool: &PoolId, owner: &str, id: &str) -> Result<(), DoorError> {
+        match self.agents() {
+            Some(agents) => agents.remove_workspace(pool, owner, id).await,
+            None => Err(no_agent_pool(pool)),
+        }
+    }
+
+    /// What an owner's task has made of its workspace.
+    pub async fn task_workspace(
+        &self,
+        pool: &PoolId,
+        owner: &str,
+        task: &str,
+        view: WorkspaceView,
+    ) -> Result<WorkspaceContent, DoorError> {
+        match self.agents() {
+            Some(agents) => agents.task_workspace(pool, owner, task, view).await,
             None => Err(no_agent_pool(pool)),
         }
     }

@@ -1,4 +1,4 @@
-//! `/v2/agents/{pool}/...`: runs and logins for control planes on other machines.
+//! `/v2/agents/{pool}/...`: runs, logins and workspaces for control planes on other machines.
 //!
 //! A run's or a login's events are the body, one JSON text a line. A control plane that closes it cancels.
 
@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use pool_registry_types::{AgentLogin, AgentRun, LoginInput, NODE_REFUSAL_HEADER, PoolId};
+use pool_registry_types::{AgentLogin, AgentRun, LoginInput, NODE_REFUSAL_HEADER, PoolId, WorkspaceView};
 use serde::Serialize;
 use task_api::ErrorCode;
 
@@ -17,6 +18,7 @@ use super::Rooms;
 use super::answer::{ServerBody, empty, error, json, wrong_method};
 use super::door::holder;
 use super::read::{Bounds, read};
+use crate::agents::WorkspaceContent;
 use crate::door::{DoorError, agent_replica, chain};
 
 const NDJSON: &str = "application/x-ndjson";
@@ -43,9 +45,15 @@ pub(super) async fn answer(rooms: &Rooms, rest: &str, request: Request<Incoming>
         (&Method::POST, ["logins", login, "input"]) => input(rooms, &pool, login, request).await,
         (&Method::GET, ["login"]) => status(rooms, &pool, &request).await,
         (&Method::DELETE, ["login"]) => remove(rooms, &pool, &request).await,
+        (&Method::POST, ["workspaces"]) => upload(rooms, &pool, request).await,
+        (&Method::DELETE, ["workspaces", id]) => remove_workspace(rooms, &pool, id, &request).await,
+        (&Method::GET, ["tasks", task, view]) => look(rooms, &pool, task, view, &request).await,
         (_, [replica, "runs"]) if *replica == agent_replica().as_str() => wrong_method("POST"),
         (_, ["logins"] | ["logins", _, "input"]) => wrong_method("POST"),
         (_, ["login"]) => wrong_method("GET, DELETE"),
+        (_, ["workspaces"]) => wrong_method("POST"),
+        (_, ["workspaces", _]) => wrong_method("DELETE"),
+        (_, ["tasks", _, _]) => wrong_method("GET"),
         _ => error(ErrorCode::NotFound, "there is nothing at this path on a node"),
     }
 }
@@ -113,6 +121,72 @@ async fn remove(rooms: &Rooms, pool: &PoolId, request: &Request<Incoming>) -> Re
         Ok(()) => empty(StatusCode::NO_CONTENT),
         Err(refusal) => refused(&refusal),
     }
+}
+
+async fn upload(rooms: &Rooms, pool: &PoolId, request: Request<Incoming>) -> Response<ServerBody> {
+    let Some(owner) = owner(&request) else {
+        return no_owner();
+    };
+    let pieces = request.into_body().into_data_stream();
+    let pieces = pieces.map(|piece| piece.map_err(|error| chain(&error)));
+    match rooms.control.door().upload_workspace(pool, &owner, pieces).await {
+        Ok(made) => json(201, &made),
+        Err(refusal) => refused(&refusal),
+    }
+}
+
+async fn remove_workspace(
+    rooms: &Rooms,
+    pool: &PoolId,
+    id: &str,
+    request: &Request<Incoming>,
+) -> Response<ServerBody> {
+    let Some(owner) = owner(request) else {
+        return no_owner();
+    };
+    match rooms.control.door().remove_workspace(pool, &owner, id).await {
+        Ok(()) => empty(StatusCode::NO_CONTENT),
+        Err(refusal) => refused(&refusal),
+    }
+}
+
+async fn look(
+    rooms: &Rooms,
+    pool: &PoolId,
+    task: &str,
+    view: &str,
+    request: &Request<Incoming>,
+) -> Response<ServerBody> {
+    let Some(owner) = owner(request) else {
+        return no_owner();
+    };
+    let Some(view) = WorkspaceView::ALL
+        .into_iter()
+        .find(|known| known.as_str() == view)
+    else {
+        return error(
+            ErrorCode::NotFound,
+            "of a workspace there are files, diff and archive",
+        );
+    };
+    let content = rooms
+        .control
+        .door()
+        .task_workspace(pool, &owner, task, view)
+        .await;
+    match content {
+        Ok(content) => whole(content),
+        Err(refusal) => refused(&refusal),
+    }
+}
+
+fn whole(content: WorkspaceContent) -> Response<ServerBody> {
+    let (len, content_type) = (content.len, content.content_type);
+    let mut response = Response::new(ServerBody::Pieces(Box::pin(content.into_pieces())));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(len));
+    response
 }
 
 /// The owner that the query names.

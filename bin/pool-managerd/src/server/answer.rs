@@ -1,6 +1,8 @@
 //! Answers and their bodies.
 
 use std::borrow::Cow;
+use std::error::Error;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -14,7 +16,7 @@ use serde::Serialize;
 use task_api::{ApiError, ErrorCode};
 use tracing::Span;
 
-use crate::door::{DoorBody, DoorBodyError, chain};
+use crate::door::{DoorBody, chain};
 
 /// What the server sends: its own words, or an engine's as they come.
 pub(crate) enum ServerBody {
@@ -24,16 +26,18 @@ pub(crate) enum ServerBody {
     Engine(DoorBody, Span),
     /// An agent's events.
     Lines(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
+    /// A file of the node's own.
+    Pieces(Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>),
 }
 
 impl Body for ServerBody {
     type Data = Bytes;
-    type Error = DoorBodyError;
+    type Error = Box<dyn Error + Send + Sync>;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, DoorBodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.get_mut() {
             Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Self::Engine(body, span) => {
@@ -41,12 +45,16 @@ impl Body for ServerBody {
                 if let Poll::Ready(Some(Err(error))) = &polled {
                     tracing::warn!(parent: &*span, error = chain(error), "an engine broke off its answer");
                 }
-                polled
+                polled.map(|frame| frame.map(|frame| frame.map_err(Into::into)))
             }
             Self::Lines(lines) => lines
                 .as_mut()
                 .poll_next(cx)
                 .map(|piece| piece.map(|piece| Ok(Frame::data(piece)))),
+            Self::Pieces(pieces) => pieces
+                .as_mut()
+                .poll_next(cx)
+                .map(|piece| piece.map(|piece| piece.map(Frame::data).map_err(Into::into))),
         }
     }
 
@@ -54,7 +62,7 @@ impl Body for ServerBody {
         match self {
             Self::Own(body) => body.is_end_stream(),
             Self::Engine(body, _) => body.is_end_stream(),
-            Self::Lines(_) => false,
+            Self::Lines(_) | Self::Pieces(_) => false,
         }
     }
 
@@ -62,7 +70,7 @@ impl Body for ServerBody {
         match self {
             Self::Own(body) => body.size_hint(),
             Self::Engine(body, _) => body.size_hint(),
-            Self::Lines(_) => SizeHint::default(),
+            Self::Lines(_) | Self::Pieces(_) => SizeHint::default(),
         }
     }
 }

@@ -6,3 +6,4 @@ mod place;
 mod real;
 mod restarts;
 mod runs;
+mod workspaces;

@@ -148,7 +148,7 @@ impl Packing<'_> {
         let Some(target) = target
             .ok()
             .map(|target| PathBuf::from(OsStr::from_bytes(target.to_bytes())))
-            .filter(|target| link_stays_inside(target, depth))
+            .filter(|target| self.request.any_links || link_stays_inside(target, depth))
         else {
             self.done.skipped += 1;
             return Ok(());

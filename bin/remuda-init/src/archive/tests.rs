@@ -22,6 +22,7 @@ fn unpack_bytes(directory: &Path, limits: ArchiveLimits, bytes: &[u8]) -> Result
     let request = Unpack {
         path: directory.to_str().unwrap().to_owned(),
         limits,
+        any_links: false,
     };
     let done = unpack(&request, reader);
     feeder.join().unwrap();
@@ -49,6 +50,7 @@ fn pack_some(
         limits,
         exclude: exclude.iter().map(|&path| path.to_owned()).collect(),
         only: only.iter().map(|&path| path.to_owned()).collect(),
+        any_links: false,
     };
     let done = pack(&request, writer);
     let bytes = collector.join().unwrap();
@@ -263,4 +265,42 @@ fn only_what_is_named_is_packed() {
         "x/y/z",
     ];
     assert_eq!(names, expect);
+}
+
+#[test]
+fn links_lead_anywhere_where_that_is_asked_for_and_are_never_followed() {
+    let (outside, from, to) = (
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+    );
+    std::os::unix::fs::symlink(outside.path(), from.path().join("out")).unwrap();
+    let (mut reader, writer) = io::pipe().unwrap();
+    let path = |directory: &tempfile::TempDir| directory.path().to_str().unwrap().to_owned();
+    let request = Pack {
+        path: path(&from),
+        limits: LIMITS,
+        exclude: Vec::new(),
+        only: Vec::new(),
+        any_links: true,
+    };
+    assert_eq!(pack(&request, writer).unwrap().skipped, 0);
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).unwrap();
+    let unpack_tree = |bytes: &[u8]| {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(bytes).unwrap();
+        drop(writer);
+        let request = Unpack {
+            path: path(&to),
+            limits: LIMITS,
+            any_links: true,
+        };
+        unpack(&request, reader)
+    };
+    unpack_tree(&bytes).unwrap();
+    assert_eq!(fs::read_link(to.path().join("out")).unwrap(), outside.path());
+    let below = entry(EntryType::Regular, "out/file", "", b"x");
+    assert!(unpack_tree(&below).is_err());
+    assert!(!outside.path().join("file").exists());
 }

@@ -41,7 +41,7 @@ fn unpack_into(root: &OwnedFd, request: &Unpack, input: &mut PipeReader) -> Resu
                 "the archive holds more than is allowed",
             ));
         }
-        unpack_entry(root, &mut entry)?;
+        unpack_entry(root, &mut entry, request.any_links)?;
     }
     if !archive.into_inner().ended_well() {
         return Err(Failure::new(FailureCode::Invalid, "the archive is cut off"));
@@ -49,7 +49,7 @@ fn unpack_into(root: &OwnedFd, request: &Unpack, input: &mut PipeReader) -> Resu
     Ok(done)
 }
 
-fn unpack_entry(root: &OwnedFd, entry: &mut Entry<'_, impl Read>) -> Result<(), Failure> {
+fn unpack_entry(root: &OwnedFd, entry: &mut Entry<'_, impl Read>, any_links: bool) -> Result<(), Failure> {
     let path = entry
         .path()
         .map_err(|error| refused(&error.to_string()))?
@@ -73,7 +73,7 @@ fn unpack_entry(root: &OwnedFd, entry: &mut Entry<'_, impl Read>) -> Result<(), 
         }
         EntryType::Symlink => {
             let target = link_target(entry)?;
-            if !link_stays_inside(Path::new(&target), parents.len()) {
+            if !any_links && !link_stays_inside(Path::new(&target), parents.len()) {
                 return Err(refused("a link that leaves the directory"));
             }
             clear_name(&parent, name).map_err(what)?;

@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde_json::{Value, json};
-use task_api::{ErrorCode, Event, TaskId, TaskRequest, ToolEvent, Usage};
+use task_api::{ErrorCode, Event, TaskId, TaskRequest, ToolEvent, Usage, WorkspaceId, WorkspaceRequest};
 
 use crate::client::{Client, Events};
+use crate::commands::workspace::Workspace;
 use crate::failure::{Exit, Failure};
 use crate::output::{dim, duration, name_of, print_json};
 
@@ -26,6 +27,7 @@ pub(crate) struct AgentQuestion<'a> {
     pub(crate) model: Option<&'a str>,
     pub(crate) effort: Option<&'static str>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) workspace: Option<&'a Workspace>,
 }
 
 /// What has come of it, for programs.
@@ -37,14 +39,32 @@ struct AgentAnswer {
     tools: Vec<Value>,
     files: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    workspace: Option<WorkspaceEnd>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     level: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Usage>,
 }
 
+/// What has become of the workspace.
+#[derive(Debug, Serialize)]
+struct WorkspaceEnd {
+    workspace_id: WorkspaceId,
+    changed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
 /// Asks, and prints what comes. A task that was left is cancelled: nobody would read its answer.
 pub(crate) async fn ask(client: &Client, question: &AgentQuestion<'_>, json: bool) -> Result<()> {
-    let request = request(question)?;
+    let workspace = match question.workspace {
+        Some(workspace) => {
+            let given = workspace.give(client, question.agent, json);
+            Some(super::interruptible(given).await?)
+        }
+        None => None,
+    };
+    let request = request(question, workspace.as_ref())?;
     let id = request.task_id.clone().unwrap_or_else(TaskId::generate);
     let mut events = client.post_events("/v2/tasks", &request).await?;
     let outcome = tokio::select! {
@@ -63,7 +83,7 @@ pub(crate) async fn ask(client: &Client, question: &AgentQuestion<'_>, json: boo
     }
 }
 
-fn request(question: &AgentQuestion<'_>) -> Result<TaskRequest> {
+fn request(question: &AgentQuestion<'_>, workspace: Option<&WorkspaceRequest>) -> Result<TaskRequest> {
     let body = json!({
         "task_id": TaskId::generate(),
         "workload": "agent",
@@ -71,6 +91,7 @@ fn request(question: &AgentQuestion<'_>) -> Result<TaskRequest> {
         "prompt": question.prompt,
         "model": question.model,
         "effort": question.effort,
+        "workspace": workspace,
         "deadline_ms": question.timeout.map(|timeout| timeout.as_millis()),
     });
     let request: TaskRequest = serde_json::from_value(body)
@@ -126,7 +147,8 @@ async fn read(
             }
             other => {
                 keep(&mut answer, other);
-                if !json {
+                // What has become of the workspace stands below the answer.
+                if !json && !matches!(other, Event::Workspace { .. }) {
                     print_note(other);
                 }
             }
@@ -140,6 +162,17 @@ fn keep(answer: &mut AgentAnswer, event: &Event) {
         Event::Started { level, .. } => answer.level = level.as_ref().map(name_of),
         Event::Tool(tool) => answer.tools.push(json!(tool)),
         Event::Files { paths } => answer.files.extend(paths.iter().cloned()),
+        Event::Workspace {
+            workspace_id,
+            changed,
+            problem,
+        } => {
+            answer.workspace = Some(WorkspaceEnd {
+                workspace_id: workspace_id.clone(),
+                changed: *changed,
+                problem: problem.clone(),
+            });
+        }
         _ => {}
     }
 }
@@ -149,7 +182,26 @@ fn finish(answer: &AgentAnswer, json: bool) -> Result<()> {
         return print_json(answer);
     }
     anstream::println!();
+    if let Some(workspace) = &answer.workspace {
+        let note = workspace_note(workspace.changed, workspace.problem.as_deref());
+        anstream::eprintln!("{}", dim(note));
+        if workspace.changed > 0 {
+            for command in ["diff", "files", "download"] {
+                let line = format!("  remuda tasks {command} {}", answer.task_id);
+                anstream::eprintln!("{}", dim(line));
+            }
+        }
+    }
     Ok(())
+}
+
+fn workspace_note(changed: u64, problem: Option<&str>) -> String {
+    match (problem, changed) {
+        (Some(problem), _) => problem.to_owned(),
+        (None, 0) => "no file of the workspace has changed".to_owned(),
+        (None, 1) => "1 file of the workspace has changed".to_owned(),
+        (None, count) => format!("{count} files of the workspace have changed"),
+    }
 }
 
 /// What to do about it depends on what it is.
@@ -195,6 +247,7 @@ pub(crate) fn print_note(event: &Event) {
             ),
             None => format!("limit: {message}"),
         },
+        Event::Workspace { changed, problem, .. } => workspace_note(*changed, problem.as_deref()),
         Event::EgressDenied { host, port, reason } => format!("not reached: {host}:{port}: {reason}"),
         Event::Raw { source, line } => format!("{source}: {line}"),
         Event::Token { .. }
@@ -231,8 +284,9 @@ mod tests {
             model: Some("local:demo"),
             effort: Some("low"),
             timeout: Some(Duration::from_secs(30)),
+            workspace: None,
         };
-        let request = request(&question).unwrap();
+        let request = request(&question, None).unwrap();
         assert_eq!(request.agent.as_deref(), Some("claude"));
         assert_eq!(
             (request.local_model(), request.deadline_ms),
@@ -242,7 +296,7 @@ mod tests {
             agent: "no agent",
             ..question
         };
-        assert!(super::request(&wrong).is_err());
+        assert!(super::request(&wrong, None).is_err());
     }
 
     #[test]

@@ -85,6 +85,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     findings.extend(engine::check());
     findings.push(checks::disk_space());
     findings.push(checks::gpu());
+    findings.push(checks::git());
     findings.push(checks::descriptor_limit());
     findings.extend(checks::certificates());
     findings.push(port::check(&arguments.control_plane).await);

@@ -10,6 +10,7 @@ use crate::answer::{self, Message, Question};
 use crate::client::{Client, ControlPlane};
 use crate::commands::agent::{self, AgentQuestion};
 use crate::commands::interruptible;
+use crate::commands::workspace::Workspace;
 use crate::demo;
 use crate::failure::{Exit, Failure};
 use crate::local::{Local, Wanted, engine_failure};
@@ -24,7 +25,7 @@ use crate::progress::Shown;
 #[command(
     after_help = "Examples:\n  remuda run \"3*67\"\n  echo \"3*67\" | remuda run\n  \
     remuda run --model hf:ORG/REPO/FILE.gguf \"Why is the sky blue?\"\n  \
-    remuda run --agent claude \"What is in this directory?\"\n  \
+    remuda run --agent claude --workspace . \"What is in this directory?\"\n  \
     remuda run --agent codex --model local:demo \"3*67\"\n  \
     remuda run --url http://gpu1:8080 --api-key KEY --model big \"Why is the sky blue?\""
 )]
@@ -41,6 +42,11 @@ pub(crate) struct Arguments {
     /// Have a coding agent do it, in a sandbox: claude, codex, gemini, opencode
     #[arg(long, value_name = "AGENT", conflicts_with = "max_tokens")]
     agent: Option<String>,
+
+    /// What the agent works in: a directory, which is uploaded without .git and what .gitignore names; a repository to
+    /// clone, as https://HOST/PATH, with #BRANCH or #TAG behind it perhaps; or the id of a workspace that is there
+    #[arg(long, value_name = "DIR", requires = "agent")]
+    workspace: Option<String>,
 
     /// How hard the agent should think
     #[arg(long, value_enum, requires = "agent")]
@@ -122,9 +128,11 @@ async fn ask_local(local: &Local, prompt: String, arguments: &Arguments) -> Resu
 }
 
 async fn run_agent(agent: &str, prompt: &str, arguments: &Arguments) -> Result<()> {
+    let workspace = arguments.workspace.as_deref().map(Workspace::parse).transpose()?;
     let question = AgentQuestion {
         agent,
         prompt,
+        workspace: workspace.as_ref(),
         model: arguments.model.as_deref(),
         effort: arguments.effort.map(Effort::name),
         timeout: arguments.timeout,

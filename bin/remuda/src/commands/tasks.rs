@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use task_api::{Event, TaskAccepted, TaskList, TaskRequest, TaskView};
 
 use crate::client::{Client, ControlPlane, Events, segment};
-use crate::commands::{agent, interruptible};
+use crate::commands::{agent, interruptible, workspace};
 use crate::failure::{Exit, Failure};
 use crate::output::{dim, duration, name_of, print_json, print_table, state_cell, table};
 use crate::sse::ServerEvent;
@@ -20,7 +20,7 @@ use crate::sse::ServerEvent;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  remuda tasks\n  remuda tasks submit \"3*67\" --follow\n  \
-    remuda tasks show 0199...\n  remuda tasks cancel 0199..."
+    remuda tasks show 0199...\n  remuda tasks cancel 0199...\n  remuda tasks diff 0199... | git apply"
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -60,6 +60,37 @@ enum Action {
     Events {
         /// Which task
         task: String,
+    },
+    /// Print what an agent's task has changed in its workspace, as a patch for `git apply`
+    ///
+    /// The patch leads from what the workspace began with to what it is now. Where several tasks have worked in it, their
+    /// changes stand there together.
+    #[command(after_help = "Example:\n  remuda tasks diff 01994f0e-7c3a-7b11-9f0a-5d6f1c2b3a4d | git apply")]
+    Diff {
+        /// Which task
+        task: String,
+    },
+    /// List the files that an agent's task has changed in its workspace
+    #[command(after_help = "Example:\n  remuda tasks files 01994f0e-7c3a-7b11-9f0a-5d6f1c2b3a4d")]
+    Files {
+        /// Which task
+        task: String,
+    },
+    /// Download what is in the workspace of an agent's task, all but .git
+    #[command(
+        after_help = "Example:\n  remuda tasks download 01994f0e-7c3a-7b11-9f0a-5d6f1c2b3a4d --into result"
+    )]
+    Download {
+        /// Which task
+        task: String,
+
+        /// Where to put the files; made when it is missing [default: a directory named like the task]
+        #[arg(long, value_name = "DIR")]
+        into: Option<PathBuf>,
+
+        /// Write over files that are there
+        #[arg(long)]
+        force: bool,
     },
     /// Submit a task
     #[command(
@@ -133,8 +164,15 @@ const RESUME_DELAY: Duration = Duration::from_millis(500);
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let client = arguments.control_plane.client()?;
     let json = arguments.json;
+    let plane = &arguments.control_plane;
     interruptible(async {
         match arguments.action.unwrap_or(Action::List { limit: 20 }) {
+            Action::Diff { task } => workspace::diff(plane, &task).await,
+            Action::Files { task } => workspace::files_changed(plane, &task, json).await,
+            Action::Download { task, into, force } => {
+                let into = into.unwrap_or_else(|| PathBuf::from(task.replace(['/', '.'], "_")));
+                workspace::download(plane, &task, &into, force).await
+            }
             Action::List { limit } => list(&client, limit, json).await,
             Action::Show { task } => show(&client.get(&path(&task)).await?, json),
             Action::Cancel { task } => {
@@ -443,6 +481,7 @@ fn print_for_people(event: &Event) {
         Event::TextReplaced { .. }
         | Event::Tool(_)
         | Event::Files { .. }
+        | Event::Workspace { .. }
         | Event::Limit { .. }
         | Event::EgressDenied { .. }
         | Event::Raw { .. } => agent::print_note(event),

@@ -88,6 +88,9 @@ impl Fleet {
                 .failed
                 .is_none_or(|failed| !failed.rules_out(key, &replica.info.node_id))
             && allows(wants.wishes, &self.pools[replica.pool].id)
+            && wants
+                .wishes
+                .is_none_or(|wishes| wishes.nodes.is_empty() || wishes.nodes.contains(&replica.info.node_id))
     }
 
     /// The pools that the task could run in, with the sums over their replicas that could run it.

@@ -28,7 +28,7 @@ use crate::dial::{DialError, Way};
 use crate::forward::{strip, to_origin};
 use crate::limits::{COPY_BYTES, HEAD_BYTES_MAX, HEADERS_MAX};
 use crate::meter::{Activity, Meter, Metered, Traffic, Watched};
-use crate::policy::EgressPolicy;
+use crate::policy::{EgressPolicy, PolicyError};
 use crate::resolve::Resolve;
 use crate::target::Target;
 use crate::upstream::Upstreams;
@@ -110,6 +110,8 @@ type Report = dyn Fn(Denied) + Send + Sync;
 struct Entrances {
     last: u16,
     meters: HashMap<u16, Arc<Meter>>,
+    /// What may be reached from one entrance besides what may be from all.
+    allowed: HashMap<u16, Arc<str>>,
 }
 
 struct Inner {
@@ -144,11 +146,20 @@ impl EntranceMeter {
     pub fn traffic(&self) -> Traffic {
         self.meter.traffic()
     }
+
+    /// Allows what the rule says, as [`EgressPolicy::allow`] reads it, at this entrance alone and until it is dropped.
+    pub fn allow(&self, rule: &str) -> Result<(), PolicyError> {
+        EgressPolicy::new().allow(rule)?;
+        self.egress.entrances().allowed.insert(self.entrance, rule.into());
+        Ok(())
+    }
 }
 
 impl Drop for EntranceMeter {
     fn drop(&mut self) {
-        self.egress.entrances().meters.remove(&self.entrance);
+        let mut entrances = self.egress.entrances();
+        entrances.meters.remove(&self.entrance);
+        entrances.allowed.remove(&self.entrance);
     }
 }
 
@@ -212,8 +223,17 @@ impl Egress {
         self.0.entrances.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn policy(&self) -> Arc<EgressPolicy> {
-        Arc::clone(&self.0.policy.lock().unwrap_or_else(PoisonError::into_inner))
+    /// What may be reached from an entrance.
+    fn policy(&self, entrance: u16) -> Arc<EgressPolicy> {
+        let more = self.entrances().allowed.get(&entrance).cloned();
+        let usual = Arc::clone(&self.0.policy.lock().unwrap_or_else(PoisonError::into_inner));
+        match more {
+            Some(rule) => {
+                let both = EgressPolicy::clone(&usual).allow(&rule);
+                Arc::new(both.expect("the rule was read when it was allowed"))
+            }
+            None => usual,
+        }
     }
 
     fn deny(&self, host: String, port: u16, reason: Reason, entrance: u16) {
@@ -327,7 +347,7 @@ struct Session {
 
 impl Session {
     async fn answer(&self, request: Request<Incoming>) -> Answer {
-        let policy = self.egress.policy();
+        let policy = self.egress.policy(self.entrance);
         let is_tunnel = request.method() == Method::CONNECT;
         let (target, way) = match read_target(&request, &policy) {
             Ok(found) => found,

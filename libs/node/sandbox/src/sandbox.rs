@@ -281,11 +281,51 @@ impl Sandbox {
         &self,
         path: &str,
         limits: ArchiveLimits,
+        archive: impl AsyncRead + Unpin,
+    ) -> Result<Done, SandboxError> {
+        let path = path.to_owned();
+        let any_links = false;
+        self.unpack_as(
+            Unpack {
+                path,
+                limits,
+                any_links,
+            },
+            archive,
+        )
+        .await
+    }
+
+    /// Unpacks a whole tree, in which links may lead anywhere in the sandbox.
+    ///
+    /// # Errors
+    /// As for [`Self::unpack`].
+    pub async fn unpack_tree(
+        &self,
+        path: &str,
+        limits: ArchiveLimits,
+        archive: impl AsyncRead + Unpin,
+    ) -> Result<Done, SandboxError> {
+        let path = path.to_owned();
+        let any_links = true;
+        self.unpack_as(
+            Unpack {
+                path,
+                limits,
+                any_links,
+            },
+            archive,
+        )
+        .await
+    }
+
+    async fn unpack_as(
+        &self,
+        request: Unpack,
         mut archive: impl AsyncRead + Unpin,
     ) -> Result<Done, SandboxError> {
         let (sender, done) = oneshot::channel();
-        let path = path.to_owned();
-        let message = |_, _| Open::Unpack(Unpack { path, limits });
+        let message = |_, _| Open::Unpack(request);
         let opening = self
             .inner
             .shared
@@ -315,7 +355,15 @@ impl Sandbox {
         limits: ArchiveLimits,
         exclude: &[&str],
     ) -> Result<ByteReader, SandboxError> {
-        self.pack_some(path, limits, exclude, &[]).await
+        self.pack_some(path, limits, exclude, &[], false).await
+    }
+
+    /// Packs a whole tree, with links that lead anywhere.
+    ///
+    /// # Errors
+    /// [`SandboxError`].
+    pub async fn pack_tree(&self, path: &str, limits: ArchiveLimits) -> Result<ByteReader, SandboxError> {
+        self.pack_some(path, limits, &[], &[], true).await
     }
 
     /// Packs of a directory what is named in `only` (paths below it) and nothing else.
@@ -328,7 +376,7 @@ impl Sandbox {
         limits: ArchiveLimits,
         only: &[&str],
     ) -> Result<ByteReader, SandboxError> {
-        self.pack_some(path, limits, &[], only).await
+        self.pack_some(path, limits, &[], only, false).await
     }
 
     async fn pack_some(
@@ -337,6 +385,7 @@ impl Sandbox {
         limits: ArchiveLimits,
         exclude: &[&str],
         only: &[&str],
+        any_links: bool,
     ) -> Result<ByteReader, SandboxError> {
         let owned = |paths: &[&str]| paths.iter().map(|&path| path.to_owned()).collect();
         // The stream's own end tells how it went.
@@ -347,6 +396,7 @@ impl Sandbox {
                 limits,
                 exclude: owned(exclude),
                 only: owned(only),
+                any_links,
             })
         };
         let opening = self

@@ -177,6 +177,9 @@ pub struct Unpack {
     pub path: String,
     /// What it may hold.
     pub limits: ArchiveLimits,
+    /// Whether links may lead anywhere. They are never followed.
+    #[serde(default)]
+    pub any_links: bool,
 }
 
 /// A directory to pack.
@@ -191,6 +194,9 @@ pub struct Pack {
     /// When there is any: all that is not one of these paths, below one or above one, is left out.
     #[serde(default)]
     pub only: Vec<String>,
+    /// Whether links may lead anywhere. They are never followed.
+    #[serde(default)]
+    pub any_links: bool,
 }
 
 /// How a process ended: one of both is set.

@@ -29,9 +29,9 @@ pub struct AgentRun {
     /// How long the turn may take. None: the profile's, by effort.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// The workspace that stands in the sandbox as the current directory, by name.
+    /// What stands in the sandbox as the current directory. None: the session's, or nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workspace_id: Option<String>,
+    pub workspace: Option<RunWorkspace>,
     /// Whether every line of the agent is told as it came.
     #[serde(default)]
     pub verbose: bool,
@@ -49,6 +49,25 @@ impl std::fmt::Debug for AgentRun {
             .field("prompt_bytes", &self.prompt.len())
             .finish_non_exhaustive()
     }
+}
+
+/// The directory that a run works in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunWorkspace {
+    /// One that the node keeps for the owner, by its name there.
+    Kept {
+        /// The name.
+        id: String,
+    },
+    /// A new one, cloned from a repository.
+    Cloned {
+        /// `http:` or `https:`, without a login in it.
+        url: String,
+        /// A branch or a tag. None: the repository's own choice.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reference: Option<String>,
+    },
 }
 
 /// How hard an agent should think.
@@ -178,6 +197,16 @@ pub enum AgentEvent {
         sent_bytes: u64,
         /// Received from it.
         received_bytes: u64,
+    },
+    /// The workspace was taken back, or could not be.
+    Workspace {
+        /// Its name on the node.
+        id: String,
+        /// How many files differ from what it began with.
+        changed: u64,
+        /// Why what the run has changed is not kept.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        problem: Option<String>,
     },
     /// A line as the agent wrote it.
     Raw {

@@ -12,8 +12,11 @@ mod id;
 mod login;
 mod node;
 mod report;
+mod workspace;
 
-pub use agent::{AGENTS_PREFIX, AgentEffort, AgentEvent, AgentOutcome, AgentRun, LocalModel, WarmLevel};
+pub use agent::{
+    AGENTS_PREFIX, AgentEffort, AgentEvent, AgentOutcome, AgentRun, LocalModel, RunWorkspace, WarmLevel,
+};
 pub use capabilities::{Capabilities, Gpu};
 pub use handoff::{HANDOFF_SCHEMA, Handoff};
 pub use id::{ControlPlaneId, ID_LEN_MAX, IdError, MachineId, NodeId, PoolId, ReplicaId};
@@ -23,6 +26,7 @@ pub use node::{
     PoolCallbackEvent, RegisterRequest, RegisterResponse,
 };
 pub use report::{Dialect, ModelInfo, PoolKind, PoolReport, PoolStatus, ReplicaReport, ReplicaState};
+pub use workspace::{ChangedFile, FileChange, WorkspaceChanges, WorkspaceMade, WorkspaceView};
 
 /// The request header in which a control plane names itself to a node, so that the node can say who holds its slots.
 pub const CONTROL_PLANE_HEADER: &str = "x-remuda-control-plane";

@@ -3,7 +3,7 @@
 use pool_registry_types::{NodeId, PoolId, ReplicaId, WarmLevel};
 use serde::{Deserialize, Serialize};
 
-use crate::ErrorCode;
+use crate::{ErrorCode, WorkspaceId};
 
 /// One event. On the wire the SSE `event:` is the variant's name, `data:` the rest as JSON, `id:` counts from 1.
 ///
@@ -66,6 +66,16 @@ pub enum Event {
         /// Why not.
         reason: String,
     },
+    /// The workspace was taken back when the agent was done, or could not be; comes before the end.
+    Workspace {
+        /// By which the next task names it.
+        workspace_id: WorkspaceId,
+        /// How many files differ from what it began with.
+        changed: u64,
+        /// Why what the task has changed is not kept.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        problem: Option<String>,
+    },
     /// A line as the agent wrote it; only when the task asks for `verbose`.
     Raw {
         /// `stdout` or `stderr`.
@@ -108,6 +118,7 @@ impl Event {
             Self::Files { .. } => "files",
             Self::Limit { .. } => "limit",
             Self::EgressDenied { .. } => "egress_denied",
+            Self::Workspace { .. } => "workspace",
             Self::Raw { .. } => "raw",
             Self::Output { .. } => "output",
             Self::Metrics(_) => "metrics",

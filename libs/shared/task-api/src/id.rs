@@ -8,31 +8,40 @@ use serde::{Deserialize, Serialize};
 /// The longest task or session id, in bytes.
 pub(crate) const CLIENT_ID_LEN_MAX: usize = 128;
 
-/// Why a text is no task or session id.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must have 1 to {CLIENT_ID_LEN_MAX} characters of A-Z a-z 0-9 . _ : -")]
-pub struct TaskIdError;
+/// The longest id of a workspace, in bytes: its node's name stands in it.
+const WORKSPACE_ID_LEN_MAX: usize = 192;
 
-fn check(text: &str) -> Result<(), TaskIdError> {
-    let fits = (1..=CLIENT_ID_LEN_MAX).contains(&text.len());
+/// Why a text is no id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must have 1 to {len_max} characters of A-Z a-z 0-9 . _ : -")]
+pub struct TaskIdError {
+    len_max: usize,
+}
+
+fn check(text: &str, len_max: usize) -> Result<(), TaskIdError> {
+    let fits = (1..=len_max).contains(&text.len());
     let clean = text
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'));
-    if fits && clean { Ok(()) } else { Err(TaskIdError) }
+    if fits && clean {
+        Ok(())
+    } else {
+        Err(TaskIdError { len_max })
+    }
 }
 
 macro_rules! client_id {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $name:ident, $len_max:expr, $schema_len_max:tt, $pattern:tt) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
         #[serde(try_from = "String", into = "String")]
-        #[schema(value_type = String, min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._:-]{1,128}$")]
+        #[schema(value_type = String, min_length = 1, max_length = $schema_len_max, pattern = $pattern)]
         pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks a client's text.
             pub fn new(text: impl AsRef<str>) -> Result<Self, TaskIdError> {
-                check(text.as_ref())?;
+                check(text.as_ref(), $len_max)?;
                 Ok(Self(Arc::from(text.as_ref())))
             }
 
@@ -77,13 +86,13 @@ macro_rules! client_id {
 
 client_id! {
     /// A task.
-    TaskId
+    TaskId, CLIENT_ID_LEN_MAX, 128, "^[A-Za-z0-9._:-]{1,128}$"
 }
 client_id! {
     /// Tasks that belong together and profit from the same replica's warm cache.
-    SessionId
+    SessionId, CLIENT_ID_LEN_MAX, 128, "^[A-Za-z0-9._:-]{1,128}$"
 }
 client_id! {
     /// A directory that an agent works in.
-    WorkspaceId
+    WorkspaceId, WORKSPACE_ID_LEN_MAX, 192, "^[A-Za-z0-9._:-]{1,192}$"
 }

@@ -9,6 +9,7 @@ mod id;
 mod pool;
 mod request;
 mod view;
+mod workspace;
 
 pub use error::{ApiError, ErrorBody, ErrorCode};
 pub use event::{Event, ToolEvent, Usage};
@@ -19,6 +20,7 @@ pub use request::{
     is_agent_name,
 };
 pub use view::{PlacementDecision, TaskAccepted, TaskLinks, TaskList, TaskState, TaskView};
+pub use workspace::{CloneRequest, WorkspaceRequest};
 
 /// Request and response header that names one request through every log, event and trace.
 pub const CORRELATION_HEADER: &str = "x-correlation-id";

@@ -1,9 +1,9 @@
 //! `POST /v2/tasks`.
 
-use pool_registry_types::{AgentEffort, PoolId};
+use pool_registry_types::{AgentEffort, NodeId, PoolId};
 use serde::{Deserialize, Serialize};
 
-use crate::{ApiError, ErrorCode, SessionId, TaskId, WorkspaceId};
+use crate::{ApiError, ErrorCode, SessionId, TaskId, WorkspaceRequest};
 
 /// What kind of work a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
@@ -86,6 +86,10 @@ pub struct PlacementRequest {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 64)]
     pub avoid: Vec<PoolId>,
+    /// When there are any: only these nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 64)]
+    pub nodes: Vec<NodeId>,
 }
 
 /// A task as a client submits it.
@@ -143,9 +147,9 @@ pub struct TaskRequest {
     /// For `agent`: how hard it should think.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub effort: Option<AgentEffort>,
-    /// For `agent`: the workspace that it works in, by name.
+    /// For `agent`: the workspace that it works in. Without it, the one that its session has worked in, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workspace: Option<WorkspaceId>,
+    pub workspace: Option<WorkspaceRequest>,
     /// For `agent`: whether its own lines are told, too, as `raw` events.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verbose: Option<bool>,
@@ -224,11 +228,19 @@ impl TaskRequest {
             if placement.mode != PlacementMode::Auto && placement.pools.is_empty() {
                 return missing("placement.pools", "for placement modes pin and prefer");
             }
-            if placement.pools.len() > 64 || placement.avoid.len() > 64 {
-                return Err(
-                    ApiError::new(ErrorCode::InvalidParams, "at most 64 pools may be named")
-                        .with_param("placement"),
-                );
+            if [
+                placement.pools.len(),
+                placement.avoid.len(),
+                placement.nodes.len(),
+            ]
+            .iter()
+            .any(|len| *len > 64)
+            {
+                return Err(ApiError::new(
+                    ErrorCode::InvalidParams,
+                    "at most 64 pools, and as many nodes, may be named",
+                )
+                .with_param("placement"));
             }
         }
         Ok(())
@@ -278,7 +290,7 @@ impl TaskRequest {
         if self.local_model() == Some("") {
             return wrong("model", "model names no model after local:".to_owned());
         }
-        Ok(())
+        self.workspace.as_ref().map_or(Ok(()), WorkspaceRequest::validate)
     }
 
     /// For `agent`: the model of this control plane's own that the agent is to use.
@@ -318,6 +330,8 @@ mod tests {
             "",
             r#","model":"opus","effort":"high","session_id":"s","deadline_ms":1,"verbose":true"#,
             r#","model":"local:demo","workspace":"w","pool":"claude""#,
+            r#","workspace":{"git":"https://git.example/a/b.git"}"#,
+            r#","workspace":{"git":"http://git.example:8080/b","ref":"v1.0/x"}"#,
         ] {
             assert_eq!(fault(&agent(rest)), None, "{rest}");
         }
@@ -329,9 +343,34 @@ mod tests {
             (r#","model":"""#, "model"),
             (r#","model":"local:""#, "model"),
             (r#","deadline_ms":0"#, "deadline_ms"),
+            (r#","workspace":{"git":"git@git.example:a/b"}"#, "workspace.git"),
+            (
+                r#","workspace":{"git":"https://u:p@git.example/b"}"#,
+                "workspace.git",
+            ),
+            (r#","workspace":{"git":"https:///b"}"#, "workspace.git"),
+            (r#","workspace":{"git":"file:///etc"}"#, "workspace.git"),
+            (r#","workspace":{"git":"https://h/a b"}"#, "workspace.git"),
+            (
+                r#","workspace":{"git":"https://h/b","ref":"--upload-pack=x"}"#,
+                "workspace.ref",
+            ),
+            (r#","workspace":{"git":"https://h/b","ref":""}"#, "workspace.ref"),
         ] {
             assert_eq!(fault(&agent(rest)).as_deref(), Some(field), "{rest}");
         }
+        assert!(
+            fault(&agent(r#","workspace":{"git":"https://h","rev":"x"}"#))
+                .unwrap()
+                .contains("`rev`")
+        );
+        assert!(fault(&agent(r#","workspace":{}"#)).unwrap().contains("`git`"));
+        assert!(fault(&agent(r#","workspace":"a/b""#)).unwrap().contains("192"));
+        assert!(
+            fault(&agent(r#","workspace":7"#))
+                .unwrap()
+                .contains("the id of a workspace")
+        );
         for (body, field) in [
             (r#"{"workload":"agent","prompt":"x"}"#, "agent"),
             (r#"{"workload":"agent","agent":"A b","prompt":"x"}"#, "agent"),

@@ -23,6 +23,6 @@ mod wire;
 pub use connect::ConnectOptions;
 pub use engine::{EngineBody, EngineBodyError, EngineClient};
 pub use error::{Cause, OriginError, SendError};
-pub use node::{NodeBody, NodeClient};
+pub use node::{NodeBody, NodeClient, Pieces};
 pub use origin::Origin;
 pub use shelf::set_worker_index;

@@ -1,11 +1,13 @@
 //! HTTP/2 to the one door of a node.
 
+use std::error::Error;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use daemon::tls::Sides;
+use futures_util::Stream;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
@@ -36,7 +38,7 @@ pub struct NodeClient {
 struct Inner {
     origin: Origin,
     options: ConnectOptions,
-    open: Shelves<http2::SendRequest<Full<Bytes>>>,
+    open: Shelves<http2::SendRequest<Sent>>,
 }
 
 impl NodeClient {
@@ -60,6 +62,16 @@ impl NodeClient {
     /// Sends a request whose URI is a path and waits for the head of the answer. Dropping the future, or later the
     /// body, resets the stream, which the node takes as a cancel.
     pub async fn send(&self, request: Request<Bytes>) -> Result<Response<NodeBody>, SendError> {
+        self.send_body(request.map(|body| Sent::Whole(Full::new(body))))
+            .await
+    }
+
+    /// The same with a body that comes in pieces. One that breaks off resets the stream.
+    pub async fn send_pieces(&self, request: Request<Pieces>) -> Result<Response<NodeBody>, SendError> {
+        self.send_body(request.map(Sent::Pieces)).await
+    }
+
+    async fn send_body(&self, request: Request<Sent>) -> Result<Response<NodeBody>, SendError> {
         let mut sender = match self.open_connection() {
             Some(sender) => sender,
             None => self.connect().await?,
@@ -71,7 +83,7 @@ impl NodeClient {
         head.uri = format!("{scheme}://{authority}{path}")
             .parse()
             .expect("an origin and a path make a URI");
-        let request = Request::from_parts(head, Full::new(body));
+        let request = Request::from_parts(head, body);
         match sender.send_request(request).await {
             Ok(response) => Ok(response.map(|incoming| NodeBody { incoming })),
             Err(error) => {
@@ -86,13 +98,13 @@ impl NodeClient {
         self.inner.open.clear();
     }
 
-    fn open_connection(&self) -> Option<http2::SendRequest<Full<Bytes>>> {
+    fn open_connection(&self) -> Option<http2::SendRequest<Sent>> {
         let mut shelf = self.inner.open.mine();
         shelf.retain(|(_, sender)| !sender.is_closed());
         shelf.first().map(|(_, sender)| sender.clone())
     }
 
-    async fn connect(&self) -> Result<http2::SendRequest<Full<Bytes>>, SendError> {
+    async fn connect(&self) -> Result<http2::SendRequest<Sent>, SendError> {
         let inner = &self.inner;
         let stream = connect(&inner.origin, &inner.options).await?;
         // A connection that was silent for a while is asked for a sign of life, and given up when none comes: a half-open
@@ -120,6 +132,49 @@ impl NodeClient {
         });
         inner.open.put(sender.clone());
         Ok(sender)
+    }
+}
+
+/// The pieces of a request's body.
+pub type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, BoxError>> + Send>>;
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// The body of a request.
+enum Sent {
+    Whole(Full<Bytes>),
+    Pieces(Pieces),
+}
+
+impl Body for Sent {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Pieces(pieces) => {
+                let piece = pieces.as_mut().poll_next(cx);
+                piece.map(|piece| piece.map(|piece| piece.map(Frame::data)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.is_end_stream(),
+            Self::Pieces(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(body) => body.size_hint(),
+            Self::Pieces(_) => SizeHint::default(),
+        }
     }
 }
 

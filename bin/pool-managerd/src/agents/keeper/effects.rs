@@ -13,6 +13,7 @@ use crate::agents::home::{HomeTrouble, salvage};
 use crate::agents::label::Label;
 use crate::agents::live::Live;
 use crate::agents::parts::{NodeParts, PoolParts};
+use crate::agents::workspaces;
 
 /// How long an init may take to connect.
 const ARRIVE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -283,6 +284,7 @@ async fn take_back_from(node: &NodeParts, live: &Live, returned: &Returning) -> 
         return Ok(());
     };
     let Some(label) = label else { return Ok(()) };
+    workspaces::salvage(&node.workspaces, &back, &label).await;
     let evidence = live.pool.profile.login.evidence.as_str();
     salvage(&node.homes, &back, &label, Some(evidence)).await?;
     live.pool.metrics.take_backs.inc();
@@ -304,6 +306,7 @@ async fn take_back_found(
     let Some(connected) = connected else {
         return Ok(());
     };
+    workspaces::salvage(&node.workspaces, &connected, label).await;
     if salvage(&node.homes, &connected, label, evidence).await? {
         tracing::info!(sandbox = %connected.id(), owner = label.owner, "took a home back from a sandbox that outlived its node");
     }

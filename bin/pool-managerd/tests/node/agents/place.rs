@@ -178,6 +178,11 @@ impl Place {
         Node::start(config, Launch::InProcess)
     }
 
+    /// Where workspaces lie.
+    pub(crate) fn workspaces(&self) -> PathBuf {
+        self.config.directory.join("workspaces")
+    }
+
     /// Where the driver writes down what it has made.
     pub(crate) fn records(&self) -> PathBuf {
         self.config.directory.join("bubblewrap")
@@ -189,9 +194,14 @@ impl Place {
 
     /// A node with an agent that does what its prompt says.
     pub(crate) async fn fake(change: impl FnOnce(&mut PoolSettings)) -> Option<Self> {
+        Self::fake_with(|pool, _| change(pool)).await
+    }
+
+    /// The same, with settings of the node.
+    pub(crate) async fn fake_with(change: impl FnOnce(&mut PoolSettings, &mut AgentsConfig)) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let (mut pool, agents) = fake_pool(directory.path())?;
-        change(&mut pool);
+        let (mut pool, mut agents) = fake_pool(directory.path())?;
+        change(&mut pool, &mut agents);
         let place = Self::new(directory, "fake", pool, agents);
         place.bench.ready("fake").await;
         Some(place)
@@ -242,7 +252,7 @@ impl Place {
             model: None,
             effort: None,
             timeout_ms: Some(60_000),
-            workspace_id: None,
+            workspace: None,
             verbose: false,
             local_model: Some(LocalModel {
                 base_url: self.provider.url(),

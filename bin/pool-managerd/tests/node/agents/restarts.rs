@@ -39,7 +39,7 @@ async fn ask(client: &NodeClient, owner: &str, prompt: &str) -> (String, Vec<Age
         model: None,
         effort: None,
         timeout_ms: None,
-        workspace_id: None,
+        workspace: None,
         verbose: false,
         local_model: None,
     };

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pool_managerd::DoorError;
-use pool_registry_types::{AgentEffort, AgentEvent, AgentOutcome, WarmLevel};
+use pool_registry_types::{AgentEffort, AgentEvent, AgentOutcome, RunWorkspace, WarmLevel};
 
 use super::place::{Place, told};
 
@@ -148,9 +148,11 @@ async fn what_goes_wrong_ends_the_run_and_not_the_pool() {
     assert_eq!(code(exited.outcome()), "WORKER_RESET", "{:?}", exited.events);
     assert_eq!(place.ask("ann", "echo still here").await, "still here");
     let mut asked = place.plain("ann", "x");
-    asked.workspace_id = Some("../up".to_owned());
-    let refused = place.begin(asked).await.map(|_| ());
-    assert!(matches!(refused, Err(DoorError::Agent { .. })), "{refused:?}");
+    for id in ["../up", "0123456789abcdef0123456789abcdef"] {
+        asked.workspace = Some(RunWorkspace::Kept { id: id.to_owned() });
+        let refused = place.run(asked.clone()).await;
+        assert_eq!(code(refused.outcome()), "NOT_FOUND", "{:?}", refused.events);
+    }
     place.bench.free("fake", 8).await;
 }
 
@@ -201,7 +203,7 @@ async fn a_host_that_is_not_allowed_is_told() {
 }
 
 #[tokio::test]
-async fn effort_and_workspace_start_a_cli_of_their_own() {
+async fn another_effort_starts_a_cli_of_its_own() {
     let Some(place) = Place::fake(|_| {}).await else {
         return;
     };
@@ -210,11 +212,7 @@ async fn effort_and_workspace_start_a_cli_of_their_own() {
     asked.effort = Some(AgentEffort::High);
     let high = place.run(asked.clone()).await;
     assert_ne!(high.text(), pid);
-    assert_eq!(place.run(asked.clone()).await.text(), high.text());
-    asked.workspace_id = Some("project".to_owned());
-    let workspace = place.run(asked).await;
-    assert_eq!(code(workspace.outcome()), "completed", "{:?}", workspace.events);
-    assert_ne!(workspace.text(), high.text());
+    assert_eq!(place.run(asked).await.text(), high.text());
 }
 
 #[tokio::test]

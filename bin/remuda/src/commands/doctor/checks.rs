@@ -120,6 +120,20 @@ pub(super) fn gpu() -> Finding {
     Finding::ok(about, "none; models run on the processor")
 }
 
+/// A sandbox sees this machine's `/usr` and nothing else of it.
+pub(super) fn git() -> Finding {
+    let about = "git";
+    if Path::new("/usr/bin/git").exists() {
+        return Finding::ok(about, "in /usr/bin, where agents' sandboxes find it");
+    }
+    let advice = "workspaces of agents that are cloned need it there; on Debian: apt-get install git";
+    Finding::warning(
+        about,
+        "not in /usr/bin, where agents' sandboxes would find it",
+        advice,
+    )
+}
+
 pub(super) fn descriptor_limit() -> Finding {
     let about = "open files";
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use task_api::{PlacementMode, Priority};
+use task_api::{PlacementMode, PlacementRequest, Priority};
 
 use super::{Admission, Effect, Effects, Scheduler, Task, Waiting};
 use crate::arena::Key;
@@ -74,9 +74,10 @@ impl Scheduler {
                 (Some(agent_key(agent)?), Some(pool))
             }
         };
-        let wishes = spec
-            .placement
-            .filter(|wishes| wishes.mode != PlacementMode::Auto || !wishes.avoid.is_empty());
+        let says_something = |wishes: &&PlacementRequest| {
+            wishes.mode != PlacementMode::Auto || !wishes.avoid.is_empty() || !wishes.nodes.is_empty()
+        };
+        let wishes = spec.placement.filter(says_something);
         Ok(Wants {
             model,
             pool,

@@ -232,11 +232,13 @@ impl World {
             mode: PlacementMode::Pin,
             pools: vec![b.clone()],
             avoid: vec![],
+            nodes: vec![],
         };
         let avoid = PlacementRequest {
             mode: PlacementMode::Auto,
             pools: vec![],
             avoid: vec![b.clone()],
+            nodes: vec![],
         };
         let base = match kind {
             0 => model("both"),

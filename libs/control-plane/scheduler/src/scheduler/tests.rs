@@ -1,6 +1,6 @@
 //! One behaviour each. What went wrong for others has a test here.
 
-use pool_registry_types::{Dialect, ReplicaState};
+use pool_registry_types::{Dialect, NodeId, ReplicaState};
 use task_api::{ErrorCode, PlacementMode, PlacementRequest, Priority};
 
 use crate::testing::{Bench, model, ms, place_of, pool, replica, slots};
@@ -69,6 +69,34 @@ fn waiting_tasks_get_slots_in_order_interactive_first() {
 }
 
 #[test]
+fn a_task_that_names_its_node_waits_for_it() {
+    let mut bench = Bench::new(Settings::default());
+    for node in ["n1", "n2"] {
+        bench.up(slots(replica(node, "a", "r0", "m"), 1));
+    }
+    let only = |node: &str| PlacementRequest {
+        nodes: vec![NodeId::new(node).unwrap()],
+        ..PlacementRequest::default()
+    };
+    let (second, nowhere) = (only("n2"), only("n3"));
+    let on_second = TaskSpec {
+        placement: Some(&second),
+        ..model("m")
+    };
+    let placed = bench.placed(&on_second);
+    assert_eq!(place_of(&placed), "a/r0/n2");
+    let waits = bench.queued(&on_second);
+    assert_eq!(place_of(&bench.placed(&model("m"))), "a/r0/n1");
+    bench.release(placed.lease);
+    let next = bench.one_placed();
+    assert_eq!((next.lease.task(), &*place_of(&next)), (waits, "a/r0/n2"));
+    bench.queued(&TaskSpec {
+        placement: Some(&nowhere),
+        ..model("m")
+    });
+}
+
+#[test]
 fn a_head_that_is_pinned_elsewhere_blocks_nobody() {
     let mut bench = Bench::new(Settings::default());
     bench.up(slots(replica("n1", "a", "r0", "m"), 1));
@@ -78,6 +106,7 @@ fn a_head_that_is_pinned_elsewhere_blocks_nobody() {
         mode: PlacementMode::Pin,
         pools: vec![pool("b")],
         avoid: vec![],
+        nodes: vec![],
     };
     let pinned = bench.queued(&TaskSpec {
         placement: Some(&pin),
@@ -200,6 +229,7 @@ fn names_that_nobody_serves_are_told_apart() {
         mode: PlacementMode::Pin,
         pools: vec![nowhere],
         avoid: vec![],
+        nodes: vec![],
     };
     assert_eq!(
         bench
@@ -674,6 +704,7 @@ fn preferred_pools_come_first_and_others_when_they_are_full() {
         mode: PlacementMode::Prefer,
         pools: vec![pool("b")],
         avoid: vec![pool("a")],
+        nodes: vec![],
     };
     let spec = TaskSpec {
         placement: Some(&prefer),

@@ -22,6 +22,27 @@ async fn an_allowed_tunnel_carries_bytes_both_ways_and_counts_them() {
 }
 
 #[tokio::test]
+async fn what_is_allowed_at_one_entrance_ends_with_it_and_is_nobody_elses() {
+    let (port, _) = echo().await;
+    let sandbox = Sandbox::new(
+        local("other.test:*"),
+        Names::of(&[("git.test", &[&["127.0.0.1"]])]),
+    );
+    let target = format!("git.test:{port}");
+    let entrance = sandbox.egress.entrance().unwrap();
+    let number = entrance.entrance();
+    assert!(sandbox.connect_at(number, &target).await.is_err());
+    entrance.allow(&target).unwrap();
+    assert!(sandbox.connect_at(number, &target).await.is_ok());
+    assert!(sandbox.connect(&target).await.is_err(), "another entrance");
+    sandbox.egress.set_policy(local("another.test:*"));
+    assert!(sandbox.connect_at(number, &target).await.is_ok());
+    assert!(entrance.allow("http://git.test").is_err());
+    drop(entrance);
+    assert!(sandbox.connect_at(number, &target).await.is_err());
+}
+
+#[tokio::test]
 async fn what_is_not_allowed_is_refused_in_plain_text_and_reported() {
     let (port, count) = echo().await;
     let sandbox = Sandbox::new(

@@ -124,7 +124,12 @@ impl Sandbox {
 
     /// Opens a tunnel; the answer's head when it is refused.
     pub(crate) async fn connect(&self, target: &str) -> Result<DuplexStream, String> {
-        let (mut inside, _served) = self.open();
+        self.connect_at(0, target).await
+    }
+
+    /// The same at an entrance.
+    pub(crate) async fn connect_at(&self, entrance: u16, target: &str) -> Result<DuplexStream, String> {
+        let (mut inside, _served) = self.open_at(entrance);
         let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
         inside.write_all(request.as_bytes()).await.unwrap();
         let head = read_head(&mut inside).await;

@@ -36,19 +36,27 @@ fn open() -> impl Strategy<Value = Open> {
                     stderr_channel
                 })
             ),
-        (text(), limits()).prop_map(|(path, limits)| Open::Unpack(Unpack { path, limits })),
+        (text(), limits(), any::<bool>()).prop_map(|(path, limits, any_links)| {
+            Open::Unpack(Unpack {
+                path,
+                limits,
+                any_links,
+            })
+        }),
         (
             text(),
             limits(),
             prop::collection::vec(text(), 0..3),
-            prop::collection::vec(text(), 0..3)
+            prop::collection::vec(text(), 0..3),
+            any::<bool>()
         )
-            .prop_map(|(path, limits, exclude, only)| {
+            .prop_map(|(path, limits, exclude, only, any_links)| {
                 Open::Pack(Pack {
                     path,
                     limits,
                     exclude,
                     only,
+                    any_links,
                 })
             }),
         text().prop_map(|path| Open::Watch { path }),

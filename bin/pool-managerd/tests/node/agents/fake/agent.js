@@ -1,5 +1,6 @@
 // Speaks Claude Code's stream-json and does what its prompt says.
 'use strict';
+const childProcess = require('child_process');
 const fs = require('fs');
 const http = require('http');
 const readline = require('readline');
@@ -87,6 +88,7 @@ function hot() {
         for (let at = 0; at < count; at += 1) text(String(at % 10).repeat(1000) + ';');
         return result();
       }
+      case 'sh': try { return answer(childProcess.execSync(what, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] })); } catch (error) { return answer('failed: ' + error.stderr); }
       case 'environment': return answer(Object.keys(process.env).sort().join(' '));
       case 'get': {
         const proxy = new URL(process.env.HTTP_PROXY);

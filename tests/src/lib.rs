@@ -4,6 +4,7 @@
 //! ended by its handle's drop, by its id, together with its process group.
 
 mod clients;
+mod dockerd;
 mod gate;
 mod process;
 mod skip;
@@ -12,6 +13,7 @@ mod system;
 mod wait;
 
 pub use clients::{clients, node, python};
+pub use dockerd::{BASE_IMAGE, Dockerd};
 pub use gate::{Gate, Kept};
 pub use process::{Program, binary, is_alive, kill_9, processes_with, signal};
 pub use skip::skipped;

@@ -407,6 +407,57 @@ async fn a_login_is_its_owners_and_nobody_sees_it() {
 }
 
 #[tokio::test]
+async fn a_pool_of_agents_is_drained_and_reloaded() {
+    let Some(fixture) = Fixture::home("a_pool_of_agents_is_drained_and_reloaded", "").await else {
+        return;
+    };
+    assert_eq!(fixture.ask(ALICE, "login hers").await, "logged in");
+    let slow = fixture
+        .post(BOB, "/v2/tasks", &task("slow"))
+        .header("accept", "text/event-stream");
+    let mut slow = slow.send().await.unwrap();
+    let mut told = String::new();
+    while !told.contains("event: token") {
+        told.push_str(std::str::from_utf8(&slow.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    let order = async |path: &str| -> Value {
+        let asked = fixture.plane.post(path, &json!({}));
+        let response = asked.send().await.unwrap();
+        assert_eq!(response.status(), 202);
+        response.json().await.unwrap()
+    };
+    let drain = json!({"deadline_ms": 0});
+    let drained = fixture.plane.post("/v2/pools/agents/drain", &drain).send();
+    assert_eq!(drained.await.unwrap().status(), 202);
+    told.push_str(&slow.text().await.unwrap());
+    let events = named(&told);
+    let (name, end) = events.last().unwrap();
+    assert_eq!(
+        (name.as_str(), &end["code"]),
+        ("error", &json!("WORKER_RESET")),
+        "{told}"
+    );
+    assert_eq!(fixture.plane.json("/v2/pools/agents").await["draining"], true);
+
+    let reloaded = order("/v2/pools/agents/reload").await;
+    assert_eq!(reloaded["nodes"].as_array().unwrap().len(), 1, "{reloaded}");
+    fixture.plane.wait_for_replicas("agents", 1).await;
+    assert_eq!(fixture.ask(ALICE, "who").await, "hers");
+
+    // What is wrong with a profile is said, and the pool stays as it is.
+    let profile = fixture.system.directory("fake").join("profiles/claude.toml");
+    let was = std::fs::read_to_string(&profile).unwrap();
+    std::fs::write(&profile, format!("{was}\ncolour = 1\n")).unwrap();
+    let refused = order("/v2/pools/agents/reload").await;
+    let said = refused["failed"][0]["message"].as_str().unwrap_or_default();
+    assert!(
+        said.contains("stays as it is") && said.contains("colour"),
+        "{refused}"
+    );
+    assert_eq!(fixture.ask(ALICE, "echo still").await, "still");
+}
+
+#[tokio::test]
 async fn a_node_elsewhere_runs_agents_too() {
     let test = "a_node_elsewhere_runs_agents_too";
     if let Some(program) = missing(&["bwrap", "node"]) {

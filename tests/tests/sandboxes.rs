@@ -2,8 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
-#[path = "sandboxes/dockerd.rs"]
-mod dockerd;
 #[path = "sandboxes/escapes.rs"]
 mod escapes;
 #[path = "sandboxes/place.rs"]

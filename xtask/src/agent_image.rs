@@ -1,7 +1,7 @@
 //! `cargo xtask agent-image`: the file system of a Docker sandbox, from Debian's packages, with one agent's CLI in it.
 //!
 //! ```text
-//! debootstrap (smallest variant) ─▶ Node, when the CLI needs it ─▶ npm ci by the profile's lock file ─▶ tar ─▶ docker import
+//! debootstrap (smallest variant) ─▶ the CLI, as a node installs it ─▶ Node, when the CLI needs it ─▶ tar ─▶ docker import
 //! ```
 //! There is no Dockerfile and nothing is fetched from a registry of images.
 
@@ -10,7 +10,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use agents::{Profile, install};
 use anyhow::{Context, Result, ensure};
+
+/// What agents use besides: repositories are cloned in a sandbox, and are asked for over TLS.
+const INCLUDED: &str = "--include=git,ca-certificates";
 
 /// What no sandbox needs and every image would carry.
 const LEFT_OUT: &[&str] = &[
@@ -26,7 +30,8 @@ const LEFT_OUT: &[&str] = &[
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  cargo xtask agent-image --agent claude --import\n  \
-    cargo xtask agent-image --out base.tar"
+    cargo xtask agent-image --out base.tar\n  \
+    cargo xtask agent-image --agent codex --base base.tar --import"
 )]
 pub(crate) struct AgentImage {
     /// The agent, by the name of its profile in agents/; without it, the base system alone
@@ -37,7 +42,11 @@ pub(crate) struct AgentImage {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
-    /// Import it into the Docker daemon of this machine, as remuda-agent-NAME
+    /// A base system that was made before, instead of a new one
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["release", "mirror"])]
+    base: Option<PathBuf>,
+
+    /// Import it into the Docker daemon of this machine, under the name that the agent's pools look for
     #[arg(long)]
     import: bool,
 
@@ -52,20 +61,36 @@ pub(crate) struct AgentImage {
 
 impl AgentImage {
     pub(crate) fn run(&self) -> Result<()> {
-        let name = self.agent.as_deref().unwrap_or("base");
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let profile = match &self.agent {
+            Some(agent) => Some(Profile::find(agent, None)?),
+            None => None,
+        };
+        let name = profile
+            .as_ref()
+            .map_or_else(|| "remuda-agent-base:latest".to_owned(), install::image_name);
         let out = match &self.out {
             Some(out) => out.clone(),
-            None => root.join("target/agent-images").join(format!("{name}.tar")),
+            None => Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../target/agent-images")
+                .join(format!("{}.tar", name.replace(':', "-"))),
         };
         if let Some(parent) = out.parent() {
             fs::create_dir_all(parent)?;
         }
         let work = tempfile::tempdir()?;
         let system = work.path().join("root");
-        self.base(&system)?;
-        if let Some(agent) = &self.agent {
-            install(&root.join("agents"), agent, &system)?;
+        match &self.base {
+            Some(base) => unpack(base, &system)?,
+            None => self.make_base(&system)?,
+        }
+        if let Some(profile) = &profile {
+            let installed = install::install(profile, &work.path().join("installed"), &mut |_| {})?;
+            let target = system.join("opt/agent");
+            fs::remove_dir_all(&target)?;
+            fs::rename(installed, target)?;
+            if profile.package.interpreter.as_deref() == Some("node") {
+                copy_node(&system)?;
+            }
         }
         for path in LEFT_OUT {
             empty(&system.join(path))?;
@@ -81,14 +106,13 @@ impl AgentImage {
         fs::rename(&partial, &out)?;
         println!("{}", out.display());
         if self.import {
-            let tag = format!("remuda-agent-{name}:latest");
-            run(Command::new("docker").arg("import").arg(&out).arg(&tag))?;
-            println!("{tag}");
+            run(Command::new("docker").arg("import").arg(&out).arg(&name))?;
+            println!("{name}");
         }
         Ok(())
     }
 
-    fn base(&self, system: &Path) -> Result<()> {
+    fn make_base(&self, system: &Path) -> Result<()> {
         let release = match &self.release {
             Some(release) => release.clone(),
             None => own_release()?,
@@ -98,7 +122,7 @@ impl AgentImage {
             None => own_mirror(&release)?,
         };
         run(Command::new("debootstrap")
-            .args(["--variant=minbase", &release])
+            .args(["--variant=minbase", INCLUDED, &release])
             .arg(system)
             .arg(mirror)
             .stdout(Stdio::null()))
@@ -115,31 +139,13 @@ impl AgentImage {
     }
 }
 
-/// Installs an agent's CLI at `/opt/agent`, as its lock file has it, and Node if it needs that.
-fn install(profiles: &Path, agent: &str, system: &Path) -> Result<()> {
-    let path = profiles.join(format!("{agent}.toml"));
-    let text = fs::read_to_string(&path).with_context(|| format!("no profile {}", path.display()))?;
-    let profile: toml::Table = toml::from_str(&text).with_context(|| path.display().to_string())?;
-    let package = profile.get("package").and_then(toml::Value::as_table);
-    let of = |key: &str| package.and_then(|package| package.get(key)?.as_str());
-    let lock = of("lock").with_context(|| format!("{} names no package.lock", path.display()))?;
-    let lock = profiles.join(lock);
-    let target = system.join("opt/agent");
-    let locked = fs::read(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
-    fs::write(target.join("package-lock.json"), &locked)?;
-    // npm wants what the lock file was made from, which it holds as the package without a name.
-    let locked: serde_json::Value = serde_json::from_slice(&locked)?;
-    let asked = locked
-        .pointer("/packages/")
-        .context("a lock file without packages")?;
-    fs::write(target.join("package.json"), serde_json::to_vec(asked)?)?;
-    run(Command::new("npm")
-        .args(["ci", "--omit=dev", "--no-audit", "--no-fund"])
-        .current_dir(&target))?;
-    if of("interpreter") == Some("node") {
-        copy_node(system)?;
-    }
-    Ok(())
+fn unpack(base: &Path, system: &Path) -> Result<()> {
+    fs::create_dir_all(system)?;
+    run(Command::new("tar")
+        .args(["--numeric-owner", "-xpf"])
+        .arg(base)
+        .arg("-C")
+        .arg(system))
 }
 
 /// This machine's Node and the libraries that it is linked to; Debian's own is older than the CLIs ask for.

@@ -14,6 +14,7 @@
 
 mod cli;
 mod config;
+mod drivers;
 mod events;
 mod home;
 mod install;
@@ -22,6 +23,7 @@ mod label;
 mod live;
 mod login;
 mod metrics;
+mod orders;
 mod parts;
 mod report;
 mod run;
@@ -30,6 +32,7 @@ mod workspaces;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -42,7 +45,7 @@ use pool_registry_types::{
     WorkspaceView,
 };
 use process::LockFile;
-use sandbox::{Bubblewrap, BubblewrapSettings, Rendezvous};
+use sandbox::Rendezvous;
 use task_api::ErrorCode;
 use tokio_util::sync::CancellationToken;
 use warm_pool::{Event, Owner, PoolSpec, SandboxId, WarmPool};
@@ -53,13 +56,16 @@ pub use config::{
     WorkspaceSettings,
 };
 pub use events::{AgentEvents, Events, LoginEvents};
+pub use orders::ReloadError;
 pub use workspaces::{WorkspaceContent, local_workspace};
 
 use crate::door::{DoorError, agent_replica, chain};
 use crate::replica::Changed;
-use install::{is_installed, keep_installed};
+use drivers::Drivers;
+use install::is_installed;
 use keeper::{ClaimError, Keeper, Message};
 use login::{LoginRefusal, Logins};
+use orders::Kept;
 use parts::{NodeParts, PoolParts, SlotLease};
 use report::report;
 use workspaces::Workspaces;
@@ -116,7 +122,8 @@ pub enum AgentsError {
 /// All agent pools of a node. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Agents {
-    pools: Arc<BTreeMap<PoolId, Arc<PoolParts>>>,
+    pools: Arc<BTreeMap<PoolId, Kept>>,
+    config: Arc<AgentsConfig>,
     keeper: Keeper,
     homes: Arc<Homes>,
     upstreams: Option<Arc<Upstreams>>,
@@ -125,6 +132,8 @@ pub(crate) struct Agents {
     changed: Arc<Changed>,
     stop: CancellationToken,
     stop_runs: CancellationToken,
+    /// Takes nothing new, for good.
+    ends: Arc<AtomicBool>,
     /// One node at a time keeps the sandboxes of a directory: another one would end them.
     lock: Arc<Mutex<Option<LockFile>>>,
 }
@@ -148,14 +157,15 @@ impl Agents {
         let store = DirectoryStore::open(&homes_directory, &homes_directory)?;
         let homes = Arc::new(Homes::new(Arc::new(store), config.keys()?));
         let workspaces = Workspaces::open(config.workspace_store())?;
-        let driver = Bubblewrap::new(BubblewrapSettings::new(&config::driver_directory(config)))?;
+        let wanted: Vec<_> = pools.iter().map(|pool| pool.driver).collect();
+        let drivers = Drivers::open(&wanted, config)?;
         let (rendezvous, returned) = Rendezvous::open(config::rendezvous_directory(config))?;
         let proxies = config.proxies.iter().map(|url| UpstreamProxy::parse(url));
         let proxies = proxies.collect::<Result<Vec<_>, _>>()?;
         let upstreams = Upstreams::new(proxies).map(Arc::new);
         let stop_runs = CancellationToken::new();
         let node = Arc::new(NodeParts {
-            driver: Arc::new(driver),
+            drivers,
             rendezvous,
             homes: homes.clone(),
             workspaces: workspaces.clone(),
@@ -174,7 +184,9 @@ impl Agents {
         let mut parts = Vec::new();
         for pool in pools {
             let key = warm_pool::PoolKey(parts.len());
-            let one = Arc::new(PoolParts::new(pool, key, &config.init));
+            let driver = node.drivers.get(pool.driver).cloned();
+            let driver = driver.expect("the drivers that pools name are open");
+            let one = Arc::new(PoolParts::new(pool, key, &node, driver));
             // Nothing is started before the CLI is there.
             let added = warm.add_pool(PoolSpec {
                 name: one.id.as_str().into(),
@@ -213,17 +225,12 @@ impl Agents {
                     .await;
             }));
         }
-        for pool in &parts {
-            spawn(Box::pin(keep_installed(
-                pool.clone(),
-                config.installed.clone(),
-                keeper.clone(),
-                changed.clone(),
-            )));
-        }
-        let pools = parts.into_iter().map(|pool| (pool.id.clone(), pool)).collect();
-        Ok(Some(Self {
-            pools: Arc::new(pools),
+        let kept = parts
+            .iter()
+            .map(|pool| (pool.id.clone(), Kept::new(pool.clone())));
+        let agents = Self {
+            pools: Arc::new(kept.collect()),
+            config: Arc::new(config.clone()),
             keeper,
             homes,
             upstreams,
@@ -232,8 +239,13 @@ impl Agents {
             changed,
             stop,
             stop_runs,
+            ends: Arc::default(),
             lock: Arc::new(Mutex::new(Some(lock))),
-        }))
+        };
+        for pool in parts {
+            agents.prepare_first(pool);
+        }
+        Ok(Some(agents))
     }
 
     /// Whether one of the pools has this name.
@@ -241,11 +253,16 @@ impl Agents {
         self.pools.contains_key(pool)
     }
 
-    fn pool(&self, pool: &PoolId) -> Result<&Arc<PoolParts>, DoorError> {
-        self.pools.get(pool).ok_or_else(|| DoorError::UnknownReplica {
+    fn pool(&self, pool: &PoolId) -> Result<Arc<PoolParts>, DoorError> {
+        let kept = self.pools.get(pool).ok_or_else(|| DoorError::UnknownReplica {
             pool_id: pool.clone(),
             replica_id: agent_replica(),
-        })
+        })?;
+        Ok(kept.present())
+    }
+
+    fn all(&self) -> impl Iterator<Item = Arc<PoolParts>> {
+        self.pools.values().map(Kept::present)
     }
 
     /// See [`Door::run_agent`](crate::Door::run_agent).
@@ -257,10 +274,10 @@ impl Agents {
     ) -> Result<AgentEvents, DoorError> {
         let pool = self.pool(pool)?;
         check_run(&asked)?;
-        let slot = SlotLease::grant(pool, &self.changed, holder)?;
+        let slot = SlotLease::grant(&pool, &self.changed, holder)?;
         let held = self
             .keeper
-            .claim(pool, &asked.owner)
+            .claim(&pool, &asked.owner)
             .await
             .map_err(|error| refused(&error))?;
         let (sender, events) = Events::channel();
@@ -276,14 +293,14 @@ impl Agents {
         asked: AgentLogin,
     ) -> Result<LoginEvents, DoorError> {
         let pool = self.pool(pool)?;
-        if login::flow(pool, asked.kind).is_none() {
+        if login::flow(&pool, asked.kind).is_none() {
             return Err(wrong(format!("{} has no such login", pool.agent.as_str())));
         }
         let open = self.logins.open(&asked).map_err(login_refused)?;
-        let slot = SlotLease::grant(pool, &self.changed, holder)?;
+        let slot = SlotLease::grant(&pool, &self.changed, holder)?;
         let held = self
             .keeper
-            .claim(pool, &asked.owner)
+            .claim(&pool, &asked.owner)
             .await
             .map_err(|error| refused(&error))?;
         let (sender, events) = Events::channel();
@@ -305,10 +322,10 @@ impl Agents {
         owner: &str,
     ) -> Result<LoginStatus, DoorError> {
         let pool = self.pool(pool)?;
-        let slot = SlotLease::grant(pool, &self.changed, holder)?;
+        let slot = SlotLease::grant(&pool, &self.changed, holder)?;
         let held = self
             .keeper
-            .claim(pool, owner)
+            .claim(&pool, owner)
             .await
             .map_err(|error| refused(&error))?;
         let status = login::status(held, slot, owner).await;
@@ -336,7 +353,7 @@ impl Agents {
             Err(_) => return Err(failed("the node ends".to_owned())),
         }
         // From here on nothing is taken from a sandbox that still has it.
-        for known in self.pools.values().filter(|known| known.agent == pool.agent) {
+        for known in self.all().filter(|known| known.agent == pool.agent) {
             self.keeper.tell(Message::Event(Event::OwnerGone {
                 pool: known.key,
                 owner: Owner::new(owner),
@@ -379,29 +396,23 @@ impl Agents {
         self.workspaces.look(owner, task, view).await
     }
 
-    /// Takes nothing new in a pool, or takes runs again.
-    pub(crate) fn set_draining(&self, pool: &PoolId, is_draining: bool) {
-        if let Some(pool) = self.pools.get(pool) {
-            pool.set_draining(is_draining);
-            self.changed.set();
-        }
-    }
-
     /// Takes nothing new in any pool, for good.
     pub(crate) fn begin_draining(&self) {
-        for pool in self.pools.values() {
+        self.ends.store(true, Ordering::Release);
+        for pool in self.all() {
             pool.set_draining(true);
         }
         self.changed.set();
     }
 
+    fn is_ending(&self) -> bool {
+        self.ends.load(Ordering::Acquire)
+    }
+
     /// Waits until `deadline` for the runs, takes the homes back, and ends all sandboxes. How many runs were left.
     pub(crate) async fn shut_down(&self, deadline: tokio::time::Instant) -> usize {
         self.begin_draining();
-        let taken = || {
-            let pools = self.pools.values();
-            pools.map(|pool| pool.taken() as usize).sum::<usize>()
-        };
+        let taken = || self.all().map(|pool| pool.taken() as usize).sum::<usize>();
         while taken() > 0 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -420,17 +431,18 @@ impl Agents {
     pub(crate) fn abort(&self) {
         self.stop_runs.cancel();
         self.stop.cancel();
+        self.pools.values().for_each(Kept::stop);
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The pools as they are reported.
     pub(crate) fn reports(&self) -> impl Iterator<Item = PoolReport> {
-        self.pools.values().map(|pool| report(pool))
+        self.all().map(|pool| report(&pool))
     }
 
     /// One pool as it is reported.
     pub(crate) fn report(&self, pool: &PoolId) -> Option<PoolReport> {
-        self.pools.get(pool).map(|pool| report(pool))
+        self.pools.get(pool).map(|pool| report(&pool.present()))
     }
 }
 
@@ -473,7 +485,7 @@ fn refused(error: &ClaimError) -> DoorError {
         retry_after_ms,
     };
     match error {
-        ClaimError::Refused(Refusal::Draining) | ClaimError::Stopped => DoorError::Draining,
+        ClaimError::Refused(Refusal::Draining | Refusal::Closed) | ClaimError::Stopped => DoorError::Draining,
         ClaimError::Refused(Refusal::StartsFailing { retry_after }) => {
             let retry_after_ms = u64::try_from(retry_after.as_millis()).ok();
             agent(ErrorCode::PoolUnready, error, retry_after_ms)

@@ -38,7 +38,8 @@ mod sources;
 
 pub use agents::{
     AgentEvents, AgentPool, AgentPoolProblem, AgentsConfig, AgentsError, AgentsSettings, Events, KeySource,
-    LimitSettings, LoginEvents, WarmDefaults, WorkspaceContent, WorkspaceSettings, local_workspace,
+    LimitSettings, LoginEvents, ReloadError, WarmDefaults, WorkspaceContent, WorkspaceSettings,
+    local_workspace,
 };
 pub use door::{Door, DoorBody, DoorBodyError, DoorError};
 pub use fleet::Launch;

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::agents::{Agents, AgentsConfig, AgentsError};
+use crate::agents::{Agents, AgentsConfig, AgentsError, ReloadError};
 use crate::door::Door;
 use crate::fleet::{Fleet, Launch};
 use crate::gpu::{GpuReading, GpuWatch, parse_mask};
@@ -202,12 +202,15 @@ pub struct NodeControl {
     command: mpsc::Sender<Command>,
 }
 
-/// The node is ending and takes no commands.
+/// Why a command was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// The node has no such pool.
     #[error(transparent)]
     UnknownPool(#[from] UnknownPool),
+    /// An agent pool cannot be reloaded.
+    #[error(transparent)]
+    Reload(#[from] ReloadError),
     /// The node is ending.
     #[error("the node is ending")]
     Ending,
@@ -313,10 +316,11 @@ impl NodeControl {
         self.door.agents().filter(|agents| agents.has(pool))
     }
 
-    /// Lets a pool finish what it has, until `deadline`; then its engines are ended. It stays so until it is reloaded.
+    /// Lets a pool finish what it has, until `deadline`; then its engines, or its runs of agents, are ended. It stays so
+    /// until it is reloaded.
     pub async fn drain(&self, pool: &PoolId, deadline: Duration) -> Result<(), CommandError> {
         if let Some(agents) = self.agents_with(pool) {
-            agents.set_draining(pool, true);
+            agents.drain(pool, deadline);
             return Ok(());
         }
         let (reply, answer) = oneshot::channel();
@@ -334,7 +338,7 @@ impl NodeControl {
     /// Takes a drain back.
     pub async fn undrain(&self, pool: &PoolId) -> Result<(), CommandError> {
         if let Some(agents) = self.agents_with(pool) {
-            agents.set_draining(pool, false);
+            agents.undrain(pool);
             return Ok(());
         }
         let (reply, answer) = oneshot::channel();
@@ -342,11 +346,10 @@ impl NodeControl {
         self.send(Command::Undrain { pool, reply }, answer).await
     }
 
-    /// Replaces a pool's engines; the old ones serve until the new ones answer.
+    /// Replaces a pool's engines or sandboxes; the old ones serve until the new ones answer.
     pub async fn reload(&self, pool: &PoolId) -> Result<(), CommandError> {
         if let Some(agents) = self.agents_with(pool) {
-            agents.set_draining(pool, false);
-            return Ok(());
+            return Ok(agents.reload(pool).await?);
         }
         let (reply, answer) = oneshot::channel();
         self.send(

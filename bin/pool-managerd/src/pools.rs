@@ -73,6 +73,8 @@ pub struct PoolSettings {
     pub agent: Option<String>,
     /// What makes its sandboxes.
     pub driver: Option<String>,
+    /// The image of its sandboxes, where the driver needs one.
+    pub image: Option<String>,
     /// How many sandboxes to keep warm.
     pub warm: Option<usize>,
     /// Runs at once.
@@ -201,6 +203,7 @@ impl PoolSettings {
             kind: PoolKind::Engine,
             agent: None,
             driver: None,
+            image: None,
             warm: None,
             runs_max: None,
             allowed_hosts: Vec::new(),
@@ -248,6 +251,7 @@ impl PoolSettings {
         let set = [
             (self.agent.is_some(), "agent"),
             (self.driver.is_some(), "driver"),
+            (self.image.is_some(), "image"),
             (self.warm.is_some(), "warm"),
             (self.runs_max.is_some(), "runs_max"),
             (!self.allowed_hosts.is_empty(), "allowed_hosts"),

@@ -9,9 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use remuda_tests::Dockerd;
 use sandbox::{DOOR_DIRECTORY, ExecRequest, HOME, WORKSPACE};
 
-use crate::dockerd::Dockerd;
 use crate::place::{Place, host_processes_with, limits, run, sh, until};
 
 /// Each way out, in sandboxes of each driver.
@@ -36,7 +36,7 @@ macro_rules! escapes {
             let daemon = Arc::new(daemon);
             $(
                 println!("docker: {}", stringify!($name));
-                $name(Place::docker(&daemon).await).await;
+                $name(Place::docker(&daemon)).await;
             )*
         }
     };

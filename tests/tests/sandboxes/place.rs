@@ -3,14 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use remuda_tests::{binary, skipped};
+use remuda_tests::{BASE_IMAGE, Dockerd, binary, skipped};
 use sandbox::{
     Bubblewrap, BubblewrapSettings, CreateRequest, Docker, DockerSettings, Driver, ExecRequest, Exit,
     InitProgram, Limits, Process, Rendezvous, Returned, Sandbox, SandboxError, SandboxId,
 };
 use tokio::io::AsyncReadExt as _;
-
-use crate::dockerd::{Dockerd, IMAGE};
 
 /// How long a sandbox may take, on a machine that does other things too.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -52,14 +50,14 @@ impl Place {
         }
     }
 
-    pub(crate) async fn docker(daemon: &Arc<Dockerd>) -> Self {
+    pub(crate) fn docker(daemon: &Arc<Dockerd>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let settings = DockerSettings {
             socket: daemon.socket(),
             node: directory.path().display().to_string(),
-            image: Some(IMAGE.to_owned()),
+            image: Some(BASE_IMAGE.to_owned()),
         };
-        let driver = Docker::new(settings).await.unwrap();
+        let driver = Docker::new(settings);
         Self::new(directory, Arc::new(driver), Some(Arc::clone(daemon)))
     }
 

@@ -29,6 +29,10 @@ impl Driver for Remote {
         "remote"
     }
 
+    fn check<'a>(&'a self, _image: Option<&'a str>) -> BoxFuture<'a, Result<(), DriverError>> {
+        async { Ok(()) }.boxed()
+    }
+
     fn create(&self, request: CreateRequest) -> BoxFuture<'_, Result<Created, DriverError>> {
         async move {
             let child = launch(&request, Stdio::inherit())

@@ -96,7 +96,7 @@ pub(crate) async fn undrain(
     order(&plane, &pool, Order::Undrain).await
 }
 
-/// Starts a pool's engines anew; the old ones serve until the new ones answer
+/// Starts a pool's engines or sandboxes anew; the old ones serve until the new ones answer
 #[utoipa::path(post, path = "/v2/pools/{id}/reload", tag = "pools", params(("id" = PoolId, Path)),
     responses((status = 202, body = OrderView), (status = 400, body = task_api::ErrorBody),
               (status = 404, body = task_api::ErrorBody)))]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agents::Profile;
+use agents::install::image_name;
 use daemon::config;
 use egress::{EgressPolicy, PolicyError, Resolve, SystemResolver};
 use homes::{AgentName, KeyError, KeyRing, MasterKey};
@@ -13,6 +14,7 @@ use sandbox::{InitProgram, Limits};
 use serde::Deserialize;
 use workspaces::StoreSettings;
 
+use super::drivers::DriverKind;
 use crate::pools::PoolSettings;
 
 /// Warm sandboxes of a pool that says nothing.
@@ -22,6 +24,8 @@ const WARM_MAX: usize = 1000;
 /// Runs at once of a pool that says nothing, and at most.
 const RUNS_DEFAULT: u32 = 8;
 const RUNS_MAX: u32 = 1024;
+/// Where Docker's daemon usually listens.
+const DOCKER_SOCKET: &str = "/var/run/docker.sock";
 const MIB: u64 = 1024 * 1024;
 /// Files, directories and links of a workspace.
 const WORKSPACE_ENTRIES_MAX: u64 = 50_000;
@@ -84,6 +88,10 @@ pub struct AgentsSettings {
     /// The remuda-init program [default: the one beside this program]
     #[arg(long, env = "POOL_MANAGERD_INIT_PROGRAM", value_name = "PATH")]
     pub init_program: Option<PathBuf>,
+
+    /// Socket of the Docker daemon, for pools with `driver = "docker"`
+    #[arg(long, env = "POOL_MANAGERD_DOCKER_SOCKET", value_name = "PATH", default_value = DOCKER_SOCKET)]
+    pub docker_socket: PathBuf,
 
     /// How many sandboxes may exist at once
     #[arg(long, env = "POOL_MANAGERD_SANDBOXES_MAX", value_name = "N", default_value = "256",
@@ -150,6 +158,7 @@ impl AgentsSettings {
             key,
             profiles: self.profiles_dir.clone(),
             init: init.unwrap_or(default.init),
+            docker_socket: self.docker_socket.clone(),
             sandboxes_max: self.sandboxes_max,
             memory_max_bytes: self.sandboxes_memory_max_bytes,
             hot_idle_max: self.hot_idle_secs,
@@ -241,6 +250,8 @@ pub struct AgentsConfig {
     pub profiles: Option<PathBuf>,
     /// What becomes process 1 of a sandbox.
     pub init: InitProgram,
+    /// Where the Docker daemon listens.
+    pub docker_socket: PathBuf,
     /// Sandboxes at most.
     pub sandboxes_max: usize,
     /// Memory of all sandboxes together. None: three quarters of the machine's.
@@ -269,6 +280,7 @@ impl Default for AgentsConfig {
             key: KeySource::Own,
             profiles: None,
             init,
+            docker_socket: PathBuf::from(DOCKER_SOCKET),
             sandboxes_max: 256,
             memory_max_bytes: None,
             hot_idle_max: Duration::from_secs(900),
@@ -365,10 +377,16 @@ impl LimitSettings {
 pub struct AgentPool {
     /// The pool's name.
     pub(crate) id: PoolId,
+    /// What it was checked from; read again when the pool is reloaded.
+    pub(super) settings: PoolSettings,
     /// How its CLI is installed, started and read.
     pub(super) profile: Profile,
     /// The agent's name, for homes.
     pub(super) agent: AgentName,
+    /// What makes its sandboxes.
+    pub(super) driver: DriverKind,
+    /// The image of its sandboxes, with the CLI in it, where the driver needs one.
+    pub(super) image: Option<String>,
     /// Warm sandboxes to keep.
     pub(super) warm: usize,
     /// Runs at once.
@@ -392,8 +410,11 @@ pub enum AgentPoolProblem {
     #[error("`{0}` is for pools of kind \"agent\"")]
     OnlyWithAgent(&'static str),
     /// A driver that there is not.
-    #[error("`driver` is {0:?}; there is bubblewrap")]
+    #[error("`driver` is {0:?}; there are \"bubblewrap\" and \"docker\"")]
     Driver(String),
+    /// An image for a driver that uses none.
+    #[error("`image` is for pools with driver = \"docker\"; bubblewrap uses the installed agent")]
+    Image,
     /// A number out of range.
     #[error("`{key}` is {value}; {min} to {max} are possible")]
     Range {
@@ -429,14 +450,16 @@ pub(crate) fn check(settings: &PoolSettings, config: &AgentsConfig) -> Result<Ag
         return Err(AgentPoolProblem::OnlyWithEngine(name));
     }
     let agent = settings.agent.as_deref().ok_or(AgentPoolProblem::NoAgent)?;
-    if let Some(driver) = settings
-        .driver
-        .as_deref()
-        .filter(|driver| *driver != "bubblewrap")
-    {
-        return Err(AgentPoolProblem::Driver(driver.to_owned()));
-    }
+    let driver = match settings.driver.as_deref() {
+        None => DriverKind::default(),
+        Some(name) => DriverKind::named(name).ok_or_else(|| AgentPoolProblem::Driver(name.to_owned()))?,
+    };
     let profile = Profile::find(agent, config.profiles.as_deref())?;
+    let image = match (driver, settings.image.clone()) {
+        (DriverKind::Bubblewrap, None) => None,
+        (DriverKind::Bubblewrap, Some(_)) => return Err(AgentPoolProblem::Image),
+        (DriverKind::Docker, image) => Some(image.unwrap_or_else(|| image_name(&profile))),
+    };
     let warm = settings.warm.unwrap_or_else(|| config.warm.of(&profile.provider));
     within("warm", warm as u64, 0, WARM_MAX as u64)?;
     let runs_max = settings.runs_max.unwrap_or(RUNS_DEFAULT);
@@ -458,6 +481,9 @@ pub(crate) fn check(settings: &PoolSettings, config: &AgentsConfig) -> Result<Ag
     }
     Ok(AgentPool {
         id: settings.id.clone(),
+        settings: settings.clone(),
+        driver,
+        image,
         agent: AgentName::new(&profile.name)?,
         warm,
         runs_max,
@@ -472,11 +498,6 @@ fn within(key: &'static str, value: u64, min: u64, max: u64) -> Result<(), Agent
         return Ok(());
     }
     Err(AgentPoolProblem::Range { key, value, min, max })
-}
-
-/// Where the driver keeps its state.
-pub(super) fn driver_directory(config: &AgentsConfig) -> PathBuf {
-    config.directory.join("bubblewrap")
 }
 
 /// Where the sandboxes' inits connect.
@@ -507,6 +528,13 @@ mod tests {
             (pool.limits.memory_bytes_max, pool.limits.processes_max),
             (1 << 30, 64)
         );
+        let pool = read("agent = 'codex'\ndriver = 'docker'").unwrap();
+        assert_eq!(pool.image, Some(image_name(&pool.profile)));
+        let pool = read("agent = 'codex'\ndriver = 'docker'\nimage = 'mine:1'").unwrap();
+        assert_eq!(
+            (pool.driver, pool.image.as_deref()),
+            (DriverKind::Docker, Some("mine:1"))
+        );
         let warm = WarmDefaults {
             openai: Some(1),
             anthropic: None,
@@ -529,7 +557,14 @@ mod tests {
             "agent = 'claude'\nmodel = 'm'",
             "`model` is for pools with an engine",
         );
-        check("agent = 'claude'\ndriver = 'nomad'", "there is bubblewrap");
+        check(
+            "agent = 'claude'\ndriver = 'nomad'",
+            "there are \"bubblewrap\" and \"docker\"",
+        );
+        check(
+            "agent = 'claude'\nimage = 'x'",
+            "`image` is for pools with driver",
+        );
         check("agent = 'claude'\nwarm = 1001", "`warm` is 1001; 0 to 1000");
         check("agent = 'claude'\nruns_max = 0", "`runs_max` is 0; 1 to 1024");
         check(

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandbox::Sandbox;
+use sandbox::{Driver, Sandbox};
 use tokio::sync::{mpsc, oneshot, watch};
 use warm_pool::{Claimed, Effect, Event, Level, LossReason, Owner, PoolKey, Refusal, SandboxId, WarmPool};
 
@@ -44,9 +44,12 @@ pub(super) enum Message {
     /// A sandbox of a former life of this node.
     Found {
         sandbox: SandboxId,
+        driver: Arc<dyn Driver>,
         label: Option<Label>,
         connected: Option<Sandbox>,
     },
+    /// A pool was read again, and its sandboxes can be made: those that there are get replaced.
+    Reloaded(Arc<PoolParts>),
     /// An end that was asked for.
     EndOf {
         sandbox: SandboxId,
@@ -150,7 +153,11 @@ impl Keeper {
             let may_pass = match refusal {
                 Refusal::HomeBusy | Refusal::MakingRoom | Refusal::StartsBusy | Refusal::Adopting => true,
                 Refusal::StartsFailing { retry_after } => retry_after < Duration::from_secs(5),
-                Refusal::NoSuchPool | Refusal::Draining | Refusal::RunsMax { .. } | Refusal::NoRoom => false,
+                Refusal::NoSuchPool
+                | Refusal::Draining
+                | Refusal::Closed
+                | Refusal::RunsMax { .. }
+                | Refusal::NoRoom => false,
             };
             if !may_pass || tokio::time::Instant::now() >= deadline {
                 return Err(refusal.into());
@@ -230,6 +237,8 @@ pub(super) struct Task {
     warm: WarmPool,
     begun: Instant,
     lives: HashMap<SandboxId, Arc<Live>>,
+    /// What has made each sandbox.
+    drivers: HashMap<SandboxId, Arc<dyn Driver>>,
     /// Sandboxes of a former life that still are somebody's.
     found: HashMap<SandboxId, (Label, Option<Sandbox>)>,
     waiting: HashMap<SandboxId, Vec<oneshot::Sender<Arc<Live>>>>,
@@ -255,6 +264,7 @@ impl Task {
             warm,
             begun: Instant::now(),
             lives: HashMap::new(),
+            drivers: HashMap::new(),
             found: HashMap::new(),
             waiting: HashMap::new(),
             ending: HashSet::new(),
@@ -305,14 +315,20 @@ impl Task {
             }
             Message::Found {
                 sandbox,
+                driver,
                 label,
                 connected,
-            } => self.take_in(sandbox, label, connected),
+            } => {
+                self.drivers.insert(sandbox, driver);
+                self.take_in(sandbox, label, connected);
+            }
+            Message::Reloaded(pool) => self.reload(pool),
             Message::EndOf { sandbox, is_done } => {
                 self.ending.remove(&sandbox);
                 if is_done {
                     self.lives.remove(&sandbox);
                     self.found.remove(&sandbox);
+                    self.drivers.remove(&sandbox);
                     self.step(Event::Ended { sandbox });
                 }
             }
@@ -381,6 +397,16 @@ impl Task {
             profile: warm_pool::ProfileHash(profile),
             owner,
         });
+    }
+
+    fn reload(&mut self, pool: Arc<PoolParts>) {
+        let (key, profile, target) = (pool.key, pool.hash, pool.warm);
+        if let Some(known) = self.pools.iter_mut().find(|known| known.key == key) {
+            *known = pool;
+        }
+        self.step(Event::Reloaded { pool: key, profile });
+        // It has none before its agent was installed for the first time.
+        self.step(Event::TargetChanged { pool: key, target });
     }
 
     fn step(&mut self, event: Event) {

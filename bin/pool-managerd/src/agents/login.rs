@@ -185,12 +185,13 @@ pub(super) async fn relay(
     events: mpsc::Sender<LoginEvent>,
 ) {
     let live = held.live.clone();
+    let stop = live.pool.stop_runs();
     let ended = tokio::select! {
         ended = tokio::time::timeout(LOGIN_TIMEOUT, log_in(&live, &asked, &mut open, &events)) => {
             ended.unwrap_or(Err(Trouble::TooLong))
         }
         () = live.lost.cancelled() => Err(Trouble::Lost),
-        () = live.node.stop_runs.cancelled() => Err(Trouble::Lost),
+        () = stop.cancelled() => Err(Trouble::Lost),
         () = events.closed() => Err(Trouble::NoInput),
     };
     if let Err(trouble) = &ended {

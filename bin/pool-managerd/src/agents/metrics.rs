@@ -56,29 +56,34 @@ const HISTOGRAMS: [(&str, &str, Histogram); 2] = [
 impl Agents {
     /// Writes what is said of all pools: of none, only that it would be said.
     pub(crate) fn encode(agents: Option<&Self>, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let pools: Vec<_> = agents.iter().flat_map(|agents| agents.pools.iter()).collect();
-        let help = "Sandboxes of agent pools, by level";
+        let pools: Vec<_> = agents.iter().flat_map(|agents| agents.all()).collect();
+        let help = "Sandboxes of agent pools, by agent, driver and level";
         let mut family = encoder.encode_descriptor("pool_sandboxes", help, None, MetricType::Gauge)?;
-        for (id, pool) in &pools {
+        for pool in &pools {
             for (level, count) in pool.metrics.levels() {
-                let labels = [("pool_id", id.as_str()), ("level", level)];
+                let labels = [
+                    ("pool_id", pool.id.as_str()),
+                    ("agent", pool.agent.as_str()),
+                    ("driver", pool.driver.name()),
+                    ("level", level),
+                ];
                 let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
                 gauge.encode(family.encode_family(&labels)?)?;
             }
         }
         let help = "Runs, by how warm what they were given was";
         let mut family = encoder.encode_descriptor("pool_claims", help, None, MetricType::Counter)?;
-        for (id, pool) in &pools {
+        for pool in &pools {
             for (level, count) in LEVELS.iter().zip(&pool.metrics.claims) {
-                let labels = [("pool_id", id.as_str()), ("level", *level)];
+                let labels = [("pool_id", pool.id.as_str()), ("level", *level)];
                 ConstCounter::new(count.get()).encode(family.encode_family(&labels)?)?;
             }
         }
         let help = "Bytes that sandboxes sent to the world and received from it";
         let mut family = encoder.encode_descriptor("pool_egress_bytes", help, None, MetricType::Counter)?;
-        for (id, pool) in &pools {
+        for pool in &pools {
             for (direction, count) in [("out", &pool.metrics.sent), ("in", &pool.metrics.received)] {
-                let labels = [("pool_id", id.as_str()), ("direction", direction)];
+                let labels = [("pool_id", pool.id.as_str()), ("direction", direction)];
                 ConstCounter::new(count.get()).encode(family.encode_family(&labels)?)?;
             }
         }
@@ -94,26 +99,26 @@ impl Agents {
         let help = "Bytes of single runs: sent to the world, and received from it";
         let mut family =
             encoder.encode_descriptor("pool_egress_run_bytes", help, None, MetricType::Histogram)?;
-        for (id, pool) in &pools {
+        for pool in &pools {
             for (direction, run) in [
                 ("out", &pool.metrics.run_sent),
                 ("in", &pool.metrics.run_received),
             ] {
-                let labels = [("pool_id", id.as_str()), ("direction", direction)];
+                let labels = [("pool_id", pool.id.as_str()), ("direction", direction)];
                 run.0.encode(family.encode_family(&labels)?)?;
             }
         }
         for (name, help, count) in COUNTERS {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for (id, pool) in &pools {
-                let labels = [("pool_id", id.as_str())];
+            for pool in &pools {
+                let labels = [("pool_id", pool.id.as_str())];
                 ConstCounter::new(count(&pool.metrics).get()).encode(family.encode_family(&labels)?)?;
             }
         }
         for (name, help, histogram) in HISTOGRAMS {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-            for (id, pool) in &pools {
-                let labels = [("pool_id", id.as_str())];
+            for pool in &pools {
+                let labels = [("pool_id", pool.id.as_str())];
                 histogram(&pool.metrics)
                     .0
                     .encode(family.encode_family(&labels)?)?;

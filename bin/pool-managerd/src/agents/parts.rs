@@ -16,15 +16,17 @@ use tokio_util::sync::CancellationToken;
 use warm_pool::{Counts, PoolKey, ProfileHash};
 
 use super::config::AgentPool;
+use super::drivers::Drivers;
 use super::label::Label;
 use super::live::level_of;
 use super::workspaces::Workspaces;
+use crate::pools::PoolSettings;
 use crate::replica::Changed;
 use crate::slots::{End, Gate, LeaseId, Refusal, Slots};
 
 /// What all agent pools of a node share.
 pub(super) struct NodeParts {
-    pub(super) driver: Arc<dyn Driver>,
+    pub(super) drivers: Drivers,
     pub(super) rendezvous: Rendezvous,
     pub(super) homes: Arc<Homes>,
     pub(super) workspaces: Workspaces,
@@ -35,20 +37,25 @@ pub(super) struct NodeParts {
     pub(super) stop_runs: CancellationToken,
 }
 
-/// One agent pool.
+/// One agent pool as it was loaded. Reloading makes another one with the same key, ledger and metrics; sandboxes keep
+/// the one that they were made from.
 pub(super) struct PoolParts {
     pub(super) id: PoolId,
     pub(super) key: PoolKey,
+    pub(super) settings: PoolSettings,
+    pub(super) driver: Arc<dyn Driver>,
+    /// The image of its sandboxes, where the driver needs one: the CLI is in it.
+    pub(super) image: Option<String>,
     pub(super) profile: Profile,
     pub(super) agent: AgentName,
     pub(super) hash: ProfileHash,
     pub(super) limits: Limits,
     pub(super) egress: EgressPolicy,
     pub(super) warm: usize,
-    /// Where its CLI is installed, once it is.
-    pub(super) installed: OnceLock<PathBuf>,
-    pub(super) metrics: PoolMetrics,
-    ledger: Mutex<Ledger>,
+    /// Set once sandboxes can be made: where its CLI is installed, or None where that is in the image.
+    pub(super) installed: OnceLock<Option<PathBuf>>,
+    pub(super) metrics: Arc<PoolMetrics>,
+    ledger: Arc<Mutex<Ledger>>,
 }
 
 /// What a pool's report is made of.
@@ -57,6 +64,10 @@ struct Ledger {
     runs_max: u32,
     is_draining: bool,
     problem: Option<String>,
+    /// Cancelled when runs and logins have to end because the node does.
+    node_stops: CancellationToken,
+    /// Cancelled also when they have to end because the pool is drained and its deadline has passed.
+    stop_runs: CancellationToken,
 }
 
 /// What a pool has done.
@@ -134,11 +145,40 @@ impl RunBytes {
 }
 
 impl PoolParts {
-    pub(super) fn new(pool: AgentPool, key: PoolKey, init: &InitProgram) -> Self {
+    pub(super) fn new(pool: AgentPool, key: PoolKey, node: &NodeParts, driver: Arc<dyn Driver>) -> Self {
+        let ledger = Ledger {
+            slots: Slots::new(),
+            runs_max: pool.runs_max,
+            is_draining: false,
+            problem: None,
+            node_stops: node.stop_runs.clone(),
+            stop_runs: node.stop_runs.child_token(),
+        };
+        let (metrics, ledger) = (Arc::default(), Arc::new(Mutex::new(ledger)));
+        Self::of(pool, key, &node.init, driver, metrics, ledger)
+    }
+
+    /// The same pool, as it is read now. Its sandboxes are still to be prepared for.
+    pub(super) fn reloaded(&self, pool: AgentPool, init: &InitProgram) -> Self {
+        let (driver, metrics) = (self.driver.clone(), self.metrics.clone());
+        Self::of(pool, self.key, init, driver, metrics, self.ledger.clone())
+    }
+
+    fn of(
+        pool: AgentPool,
+        key: PoolKey,
+        init: &InitProgram,
+        driver: Arc<dyn Driver>,
+        metrics: Arc<PoolMetrics>,
+        ledger: Arc<Mutex<Ledger>>,
+    ) -> Self {
         let hash = hash(&pool, init);
         Self {
             id: pool.id,
             key,
+            settings: pool.settings,
+            driver,
+            image: pool.image,
             profile: pool.profile,
             agent: pool.agent,
             hash,
@@ -146,13 +186,8 @@ impl PoolParts {
             egress: pool.egress,
             warm: pool.warm,
             installed: OnceLock::new(),
-            metrics: PoolMetrics::default(),
-            ledger: Mutex::new(Ledger {
-                slots: Slots::new(),
-                runs_max: pool.runs_max,
-                is_draining: false,
-                problem: None,
-            }),
+            metrics,
+            ledger,
         }
     }
 
@@ -201,10 +236,23 @@ impl PoolParts {
     pub(super) fn set_draining(&self, is_draining: bool) {
         let mut ledger = self.ledger();
         ledger.is_draining = is_draining;
+        if !is_draining && ledger.stop_runs.is_cancelled() {
+            ledger.stop_runs = ledger.node_stops.child_token();
+        }
         if ledger.slots.gate() != Gate::NotReady {
             let gate = if is_draining { Gate::Draining } else { Gate::Open };
             ledger.slots.set_gate(gate);
         }
+    }
+
+    /// Ends its runs and logins; those that are asked for later, too, until it drains no more.
+    pub(super) fn end_runs(&self) {
+        self.ledger().stop_runs.cancel();
+    }
+
+    /// Cancelled when a run that begins now has to end.
+    pub(super) fn stop_runs(&self) -> CancellationToken {
+        self.ledger().stop_runs.clone()
     }
 
     /// Says what is wrong with it, or that nothing is any more.
@@ -259,7 +307,14 @@ impl Drop for SlotLease {
 fn hash(pool: &AgentPool, init: &InitProgram) -> ProfileHash {
     let built = std::fs::metadata(&init.path).and_then(|file| Ok((file.len(), file.modified()?)));
     let mut digest = Sha256::new();
-    let parts = format!("{:?}|{:?}|{init:?}|{:?}", pool.profile, pool.limits, built.ok());
+    let parts = format!(
+        "{:?}|{:?}|{init:?}|{:?}|{:?}|{:?}",
+        pool.profile,
+        pool.limits,
+        built.ok(),
+        pool.driver,
+        pool.image
+    );
     digest.update(parts.as_bytes());
     digest.update(pool.profile.lock_file().as_bytes());
     ProfileHash(digest.finalize().into())

@@ -47,11 +47,15 @@ pub(super) async fn run(mut held: Held, slot: SlotLease, asked: AgentRun, events
         is_cancelled: false,
         workspace: None,
     };
+    let stop = live.pool.stop_runs();
     let turn = run.go(&held, &asked);
     let outcome = tokio::select! {
         outcome = turn => outcome,
         () = live.lost.cancelled() => Err(Trouble::Lost),
-        () = live.node.stop_runs.cancelled() => Err(Trouble::Stopped),
+        () = stop.cancelled() => Err(match live.node.stop_runs.is_cancelled() {
+            true => Trouble::Stopped,
+            false => Trouble::Drained,
+        }),
     };
     held.keep = matches!(outcome, Ok(_) | Err(Trouble::Refused(_) | Trouble::Workspace(_)));
     if let Some(owned) = live.owned() {
@@ -81,6 +85,8 @@ enum Trouble {
     Lost,
     #[error("the node ends")]
     Stopped,
+    #[error("the pool is drained, and the time that its runs had is over")]
+    Drained,
     #[error("the owner's home cannot be used: {0}")]
     Own(String),
     #[error("{agent} does not start: {why}")]
@@ -96,7 +102,7 @@ enum Trouble {
 impl Trouble {
     fn outcome(self, pool: &PoolParts) -> AgentOutcome {
         let code = match &self {
-            Self::Lost | Self::Stopped | Self::Deaf(_) => ErrorCode::WorkerReset,
+            Self::Lost | Self::Stopped | Self::Drained | Self::Deaf(_) => ErrorCode::WorkerReset,
             Self::Own(_) | Self::Start { .. } => ErrorCode::Internal,
             Self::Refused(_) => ErrorCode::InvalidParams,
             Self::Workspace(trouble) => trouble.code(),

@@ -11,7 +11,9 @@ use task_api::ErrorCode;
 use super::Rooms;
 use super::answer::{ServerBody, empty, error, json};
 use super::read::{Bounds, read};
+use crate::agents::ReloadError;
 use crate::callbacks::CallbackError;
+use crate::door::chain;
 use crate::node::CommandError;
 use crate::reconcile::DRAIN_DEFAULT;
 
@@ -117,7 +119,12 @@ fn accepted(result: Result<(), CommandError>) -> Response<ServerBody> {
     match result {
         Ok(()) => json(202, &serde_json::json!({"accepted": true})),
         Err(wrong @ CommandError::UnknownPool(_)) => error(ErrorCode::NotFound, wrong.to_string()),
-        Err(wrong @ CommandError::Ending) => error(ErrorCode::PoolUnavailable, wrong.to_string()),
+        Err(wrong @ CommandError::Reload(ReloadError::Problem(_))) => {
+            error(ErrorCode::InvalidParams, chain(&wrong))
+        }
+        Err(wrong @ (CommandError::Ending | CommandError::Reload(ReloadError::Ending))) => {
+            error(ErrorCode::PoolUnavailable, wrong.to_string())
+        }
     }
 }
 

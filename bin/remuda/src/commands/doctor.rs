@@ -3,6 +3,7 @@
 mod checks;
 mod engine;
 mod port;
+mod sandboxes;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -87,6 +88,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     findings.push(checks::gpu());
     findings.push(checks::git());
     findings.push(checks::descriptor_limit());
+    findings.extend(sandboxes::check().await);
     findings.extend(checks::certificates());
     findings.push(port::check(&arguments.control_plane).await);
     findings.extend(checks::control_plane(&arguments.control_plane).await);

@@ -156,10 +156,17 @@ fn install_with(
 
 /// Where `profile` is, or would be, installed below `directory`.
 pub fn place(profile: &Profile, directory: &Path) -> PathBuf {
+    directory.join(&profile.name).join(release(profile))
+}
+
+/// The name of the image of Docker sandboxes in which exactly this is installed.
+pub fn image_name(profile: &Profile) -> String {
+    format!("remuda-agent-{}:{}", profile.name, release(profile))
+}
+
+fn release(profile: &Profile) -> String {
     let digest = fingerprint(profile.lock_file().as_bytes());
-    directory
-        .join(&profile.name)
-        .join(format!("{}-{digest:016x}", profile.package.version))
+    format!("{}-{digest:016x}", profile.package.version)
 }
 
 fn lock(path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File, InstallError> {

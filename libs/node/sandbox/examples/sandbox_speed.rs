@@ -29,7 +29,7 @@ async fn main() {
                 node: "measurement".to_owned(),
                 image: Some(image),
             };
-            Box::new(Docker::new(settings).await.unwrap())
+            Box::new(Docker::new(settings))
         }
         _ => {
             Box::new(Bubblewrap::new(BubblewrapSettings::new(&directory.path().join("bubblewrap"))).unwrap())

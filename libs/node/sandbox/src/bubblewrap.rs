@@ -32,7 +32,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::SandboxId;
 use crate::cgroup::{self, Cgroups};
-use crate::driver::{CreateRequest, Created, Door, Driver, DriverError, Found};
+use crate::driver::{CreateRequest, Created, Door, Driver, DriverError, Found, describe};
 use state::{Record, Records};
 
 /// How long `bwrap` may take until its child exists.
@@ -128,6 +128,11 @@ impl Bubblewrap {
 impl Driver for Bubblewrap {
     fn name(&self) -> &'static str {
         "bubblewrap"
+    }
+
+    /// What it needs was there when it was opened.
+    fn check<'a>(&'a self, _image: Option<&'a str>) -> BoxFuture<'a, Result<(), DriverError>> {
+        std::future::ready(Ok(())).boxed()
     }
 
     fn create(&self, request: CreateRequest) -> BoxFuture<'_, Result<Created, DriverError>> {
@@ -319,15 +324,4 @@ fn read_child(mut info: io::PipeReader) -> Option<u32> {
             return None;
         }
     }
-}
-
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -22,8 +22,9 @@ use bollard::{API_DEFAULT_VERSION, Docker as Client};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use init_protocol::START_VARIABLE;
+use tokio::sync::OnceCell;
 
-use crate::driver::{CreateRequest, Created, Door, Driver, DriverError, Found, base_environment};
+use crate::driver::{CreateRequest, Created, Door, Driver, DriverError, Found, base_environment, describe};
 use crate::{AGENT_DIRECTORY, DOOR_DIRECTORY, HOME, SANDBOX_UID, SandboxId, WORKSPACE};
 
 /// How long the daemon may take for one answer.
@@ -60,31 +61,56 @@ impl DockerSettings {
     }
 }
 
-/// The driver. Clones are the same.
-#[derive(Debug, Clone)]
+/// The driver.
+#[derive(Debug)]
 pub struct Docker {
-    client: Client,
     settings: DockerSettings,
+    client: OnceCell<Client>,
 }
 
 impl Docker {
-    /// Connects to the daemon and agrees on a version of its interface.
-    ///
-    /// # Errors
-    /// [`DriverError::Unusable`] when nobody answers.
-    pub async fn new(settings: DockerSettings) -> Result<Self, DriverError> {
-        let unusable = |error: Error| {
-            let socket = settings.socket.display();
-            DriverError::Unusable(format!("no Docker daemon answers at {socket}: {error}"))
+    /// Asks nothing of the daemon yet: it may start later than its node.
+    pub fn new(settings: DockerSettings) -> Self {
+        Self {
+            settings,
+            client: OnceCell::new(),
+        }
+    }
+
+    /// The client, which agrees with the daemon on a version of its interface when it is used first.
+    async fn client(&self) -> Result<&Client, DriverError> {
+        let connect = || async {
+            let client = Client::connect_with_unix(
+                &self.settings.socket.to_string_lossy(),
+                ANSWER_TIMEOUT.as_secs(),
+                API_DEFAULT_VERSION,
+            )?;
+            client.negotiate_version().await
         };
-        let client = Client::connect_with_unix(
-            &settings.socket.to_string_lossy(),
-            ANSWER_TIMEOUT.as_secs(),
-            API_DEFAULT_VERSION,
-        )
-        .map_err(unusable)?;
-        let client = client.negotiate_version().await.map_err(unusable)?;
-        Ok(Self { client, settings })
+        self.client.get_or_try_init(connect).await.map_err(|error| {
+            let socket = self.settings.socket.display();
+            DriverError::Service {
+                driver: "docker",
+                why: format!("no Docker daemon answers at {socket}: {}", describe(&error)),
+            }
+        })
+    }
+
+    fn image<'a>(&'a self, asked: Option<&'a str>) -> Result<&'a str, DriverError> {
+        asked.or(self.settings.image.as_deref()).ok_or_else(|| {
+            DriverError::Unusable("no image is set; `cargo xtask agent-image` makes one".to_owned())
+        })
+    }
+
+    async fn has_image(&self, image: Option<&str>) -> Result<(), DriverError> {
+        let image = self.image(image)?;
+        match self.client().await?.inspect_image(image).await {
+            Ok(_) => Ok(()),
+            Err(error) if status(&error) == Some(404) => Err(DriverError::Unusable(format!(
+                "the Docker daemon has no image {image}; `cargo xtask agent-image --import` makes them"
+            ))),
+            Err(error) => Err(service(&error)),
+        }
     }
 
     fn name_of(id: &SandboxId) -> String {
@@ -103,11 +129,12 @@ impl Docker {
             },
             None => service(&error),
         };
-        self.client
+        let client = self.client().await?;
+        client
             .create_container(Some(options), container)
             .await
             .map_err(create)?;
-        if let Err(error) = self.client.start_container(&name, None).await {
+        if let Err(error) = client.start_container(&name, None).await {
             let error = create(error);
             if let Err(error) = self.remove(&name).await {
                 tracing::warn!(sandbox = %request.id, error = &error as &dyn std::error::Error, "what is left of a sandbox cannot be removed");
@@ -123,13 +150,7 @@ impl Docker {
                 "a Docker sandbox has no network to reach a TLS port by".to_owned(),
             ));
         };
-        let image = request
-            .image
-            .as_ref()
-            .or(self.settings.image.as_ref())
-            .ok_or_else(|| {
-                DriverError::Unusable("no image is set; `cargo xtask agent-image` makes one".to_owned())
-            })?;
+        let image = self.image(request.image.as_deref())?;
         let mut mounts = vec![
             read_only(&request.init.path, INIT_PATH),
             read_only(door, DOOR_DIRECTORY),
@@ -149,7 +170,7 @@ impl Docker {
         let mut entrypoint = vec![INIT_PATH.to_owned()];
         entrypoint.extend(request.init.arguments.iter().cloned());
         Ok(ContainerCreateBody {
-            image: Some(image.clone()),
+            image: Some(image.to_owned()),
             hostname: Some("sandbox".to_owned()),
             user: Some(format!("{SANDBOX_UID}:{SANDBOX_UID}")),
             working_dir: Some("/".to_owned()),
@@ -173,7 +194,7 @@ impl Docker {
 
     async fn remove(&self, name: &str) -> Result<(), DriverError> {
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-        match self.client.remove_container(name, Some(options)).await {
+        match self.client().await?.remove_container(name, Some(options)).await {
             Ok(()) => Ok(()),
             Err(error) if status(&error) == Some(404) => Ok(()),
             // Somebody else is removing it.
@@ -185,7 +206,7 @@ impl Docker {
     async fn wait_until_removed(&self, name: &str) -> Result<(), DriverError> {
         let end = Instant::now() + ANSWER_TIMEOUT;
         while Instant::now() < end {
-            match self.client.inspect_container(name, None).await {
+            match self.client().await?.inspect_container(name, None).await {
                 Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
                 Err(error) if status(&error) == Some(404) => return Ok(()),
                 Err(error) => return Err(service(&error)),
@@ -205,7 +226,8 @@ impl Docker {
             .filters(&filters)
             .build();
         let containers = self
-            .client
+            .client()
+            .await?
             .list_containers(Some(options))
             .await
             .map_err(|error| service(&error))?;
@@ -227,6 +249,10 @@ impl Docker {
 impl Driver for Docker {
     fn name(&self) -> &'static str {
         "docker"
+    }
+
+    fn check<'a>(&'a self, image: Option<&'a str>) -> BoxFuture<'a, Result<(), DriverError>> {
+        self.has_image(image).boxed()
     }
 
     fn create(&self, request: CreateRequest) -> BoxFuture<'_, Result<Created, DriverError>> {

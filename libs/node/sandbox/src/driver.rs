@@ -15,6 +15,9 @@ pub trait Driver: Send + Sync {
     /// Its name, for settings and metrics.
     fn name(&self) -> &'static str;
 
+    /// Whether sandboxes can be made now, from this image where the driver needs one.
+    fn check<'a>(&'a self, image: Option<&'a str>) -> BoxFuture<'a, Result<(), DriverError>>;
+
     /// Makes a sandbox with init in it. May take minutes. When it answers, init need not have connected yet.
     fn create(&self, request: CreateRequest) -> BoxFuture<'_, Result<Created, DriverError>>;
 
@@ -264,4 +267,16 @@ impl DriverError {
     pub(crate) fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { what, source }
     }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }

@@ -74,12 +74,23 @@ pub enum Event {
         /// Which.
         sandbox: SandboxId,
     },
-    /// The pool's profile changed: its sandboxes are replaced one after the other.
-    ProfileChanged {
+    /// The pool was reloaded: what there is of it is replaced one after the other, whether or not its profile is
+    /// another one now.
+    Reloaded {
         /// The pool.
         pool: PoolKey,
-        /// The new one.
+        /// Its profile from now on.
         profile: ProfileHash,
+    },
+    /// The pool is drained: nothing of it is started or handed out, and what is idle ends.
+    Closed {
+        /// The pool.
+        pool: PoolKey,
+    },
+    /// The pool is drained no more.
+    Opened {
+        /// The pool.
+        pool: PoolKey,
     },
     /// The pool wants another number of warm sandboxes.
     TargetChanged {
@@ -201,6 +212,9 @@ pub enum Refusal {
     /// The node stops.
     #[error("the node stops")]
     Draining,
+    /// The pool is drained.
+    #[error("the pool is drained")]
+    Closed,
     /// The owner's former sandbox is ending, and its login is taken back first.
     #[error("the owner's former sandbox is still ending")]
     HomeBusy,

@@ -20,6 +20,9 @@ use crate::{Effect, Event, Moment, Owner, PoolKey, PoolSpec, ProfileHash, Sandbo
 #[derive(Debug)]
 struct Pool {
     spec: PoolSpec,
+    /// How often it was reloaded.
+    generation: u64,
+    is_closed: bool,
     /// Warm, healthy, of the present profile and not too old; the oldest first.
     fresh: VecDeque<SandboxId>,
     /// Warm and healthy, but to be replaced.
@@ -113,6 +116,8 @@ impl WarmPool {
     pub fn add_pool(&mut self, spec: PoolSpec) -> PoolKey {
         self.pools.push(Pool {
             spec,
+            generation: 0,
+            is_closed: false,
             fresh: VecDeque::new(),
             stale: VecDeque::new(),
             verifying: 0,
@@ -158,7 +163,19 @@ impl WarmPool {
             Event::RunEnded { sandbox, keep } => self.run_ended(now, sandbox, keep, out),
             Event::OwnerGone { pool, owner } => self.owner_gone(now, pool, &owner, out),
             Event::Ended { sandbox } => self.ended(now, sandbox, out),
-            Event::ProfileChanged { pool, profile } => self.profile_changed(now, pool, profile, out),
+            Event::Reloaded { pool, profile } => self.reloaded(now, pool, profile, out),
+            Event::Closed { pool } => {
+                if let Some(pool) = self.pools.get_mut(pool.0) {
+                    pool.is_closed = true;
+                    self.end_idle(now, out);
+                }
+            }
+            Event::Opened { pool } => {
+                if let Some(pool) = self.pools.get_mut(pool.0) {
+                    pool.is_closed = false;
+                    self.refill_all(now, out);
+                }
+            }
             Event::TargetChanged { pool, target } => {
                 if let Some(pool) = self.pools.get_mut(pool.0) {
                     pool.spec.target = target;
@@ -167,7 +184,7 @@ impl WarmPool {
             }
             Event::Drain => {
                 self.draining = true;
-                self.drain(now, out);
+                self.end_idle(now, out);
             }
         }
         effects
@@ -333,8 +350,18 @@ impl WarmPool {
 
     /// Whether sandboxes of this profile and age are to be replaced.
     fn is_stale(&self, now: Moment, sandbox: &Sandbox) -> bool {
-        sandbox.profile != self.pools[sandbox.pool.0].spec.profile
-            || now.saturating_sub(sandbox.born) >= self.age_max(sandbox.born)
+        !self.is_present(sandbox) || now.saturating_sub(sandbox.born) >= self.age_max(sandbox.born)
+    }
+
+    /// Whether the sandbox was made after the last reload of its pool, from its present profile.
+    fn is_present(&self, sandbox: &Sandbox) -> bool {
+        let pool = &self.pools[sandbox.pool.0];
+        sandbox.profile == pool.spec.profile && sandbox.generation == pool.generation
+    }
+
+    /// Whether nothing of the pool is started or handed out, and what is idle ends.
+    fn is_closed(&self, pool: PoolKey) -> bool {
+        self.draining || self.pools[pool.0].is_closed
     }
 
     /// Up to an eighth less for some than for others, so that what was started together is not replaced together.

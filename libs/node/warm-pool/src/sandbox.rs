@@ -100,6 +100,8 @@ pub(crate) enum Check {
 pub(crate) struct Sandbox {
     pub(crate) pool: PoolKey,
     pub(crate) profile: ProfileHash,
+    /// How often its pool had been reloaded when it was made.
+    pub(crate) generation: u64,
     pub(crate) born: Moment,
     /// What its last healthy answer said it uses.
     pub(crate) measured_bytes: Option<u64>,

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sandbox::{CreateRequest, DriverError, RendezvousError, Returned, Sandbox, SandboxError};
+use sandbox::{CreateRequest, Driver, DriverError, Found, RendezvousError, Returned, Sandbox, SandboxError};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use warm_pool::{Event, PoolKey, SandboxId};
 
 use super::{Keeper, Message, Task};
@@ -21,7 +22,9 @@ const ARRIVE_TIMEOUT: Duration = Duration::from_secs(30);
 const RETURN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a sandbox that lost its connection is waited for, when its owner's home is still in it.
 const BACK_TIMEOUT: Duration = Duration::from_secs(5);
-const LIST_RETRY: Duration = Duration::from_millis(500);
+const LIST_RETRY: Duration = Duration::from_secs(2);
+/// How long new sandboxes wait for a driver that cannot say which there are.
+const LIST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Sandboxes that have come back by themselves and that nobody has taken yet.
 #[derive(Clone, Default)]
@@ -71,29 +74,72 @@ fn number_of(name: &sandbox::SandboxId) -> Option<SandboxId> {
     u64::from_str_radix(digits, 16).ok().map(SandboxId)
 }
 
-/// Finds what a former life of this node has left, and tells of it.
+/// Finds what a former life of this node has left, and tells of it. A driver that does not answer keeps the others
+/// waiting for a while only.
 pub(in crate::agents) async fn adopt(node: Arc<NodeParts>, keeper: Keeper, returned: Returning) {
-    let found = loop {
-        match node.driver.list().await {
-            Ok(found) => break found,
+    let doors = node.rendezvous.doors();
+    let mut lists = JoinSet::new();
+    for driver in node.drivers.all() {
+        lists.spawn(list(driver.clone()));
+    }
+    let patience = tokio::time::sleep(LIST_PATIENCE);
+    let mut patience = std::pin::pin!(patience);
+    let mut is_told = false;
+    let mut known = Vec::new();
+    loop {
+        tokio::select! {
+            listed = lists.join_next() => match listed {
+                Some(Ok((driver, found))) => {
+                    known.extend(found.iter().map(|one| one.id.clone()));
+                    take_in(&node, &driver, found, &keeper, &returned).await;
+                }
+                // It has panicked, which the runtime has reported.
+                Some(Err(_)) => {}
+                None => break,
+            },
+            () = &mut patience, if !is_told => {
+                is_told = true;
+                keeper.tell(Message::Event(Event::AdoptionDone));
+            }
+        }
+    }
+    for door in doors.iter().filter(|door| !known.contains(door)) {
+        node.rendezvous.forget(door);
+    }
+    if !is_told {
+        keeper.tell(Message::Event(Event::AdoptionDone));
+    }
+}
+
+async fn list(driver: Arc<dyn Driver>) -> (Arc<dyn Driver>, Vec<Found>) {
+    loop {
+        match driver.list().await {
+            Ok(found) => return (driver, found),
             Err(error) => {
                 tracing::error!(
+                    driver = driver.name(),
                     error = daemon::exit::chain(&error),
                     "cannot see which sandboxes there are; tried again"
                 );
                 tokio::time::sleep(LIST_RETRY).await;
             }
         }
-    };
-    let deadline = Instant::now() + RETURN_TIMEOUT;
-    for door in node.rendezvous.doors() {
-        if !found.iter().any(|one| one.id == door) {
-            node.rendezvous.forget(&door);
-        }
     }
+}
+
+async fn take_in(
+    node: &NodeParts,
+    driver: &Arc<dyn Driver>,
+    found: Vec<Found>,
+    keeper: &Keeper,
+    returned: &Returning,
+) {
+    let deadline = Instant::now() + RETURN_TIMEOUT;
     for one in found {
         let Some(sandbox) = number_of(&one.id) else {
-            end_unknown(&node, &one.id).await;
+            if destroy_by(driver.as_ref(), &one.id).await {
+                node.rendezvous.forget(&one.id);
+            }
             continue;
         };
         let left = deadline.saturating_duration_since(Instant::now());
@@ -108,18 +154,11 @@ pub(in crate::agents) async fn adopt(node: Arc<NodeParts>, keeper: Keeper, retur
         );
         keeper.tell(Message::Found {
             sandbox,
+            driver: driver.clone(),
             label,
             connected,
         });
     }
-    keeper.tell(Message::Event(Event::AdoptionDone));
-}
-
-async fn end_unknown(node: &NodeParts, name: &sandbox::SandboxId) {
-    if let Err(error) = node.driver.destroy(name).await {
-        tracing::error!(sandbox = %name, error = daemon::exit::chain(&error), "a sandbox that nobody knows cannot be ended");
-    }
-    node.rendezvous.forget(name);
 }
 
 /// Why a sandbox did not come up.
@@ -149,10 +188,11 @@ pub(super) fn tell_when_lost(live: &Arc<Live>, keeper: Keeper) {
 }
 
 impl Task {
-    pub(super) fn start(&self, sandbox: SandboxId, pool: PoolKey) {
+    pub(super) fn start(&mut self, sandbox: SandboxId, pool: PoolKey) {
         let Some(pool) = self.pools.iter().find(|known| known.key == pool).cloned() else {
             return;
         };
+        self.drivers.insert(sandbox, pool.driver.clone());
         let (node, keeper) = (self.node.clone(), self.keeper.clone());
         if !self.waiting.contains_key(&sandbox) {
             pool.metrics.refills.inc();
@@ -202,6 +242,11 @@ impl Task {
         let (node, keeper, returned) = (self.node.clone(), self.keeper.clone(), self.returned.clone());
         let live = self.lives.get(&sandbox).cloned();
         let found = self.found.get(&sandbox).cloned();
+        // One that came up after it was given up is nobody's any more: whoever has made it, ends it.
+        let drivers = match self.drivers.get(&sandbox) {
+            Some(driver) => vec![driver.clone()],
+            None => self.node.drivers.all().cloned().collect(),
+        };
         let evidence = found.as_ref().and_then(|(label, _)| {
             let pool = self
                 .pools
@@ -230,7 +275,7 @@ impl Task {
                 (None, None) => Ok(()),
             };
             let is_done = match taken {
-                Ok(()) => destroy(&node, sandbox, live.as_deref()).await,
+                Ok(()) => destroy(&node, &drivers, sandbox, live.as_deref()).await,
                 Err(error) => {
                     // It stays until its home is safe; the pool asks again.
                     tracing::error!(
@@ -252,13 +297,13 @@ async fn start(node: &NodeParts, pool: &PoolParts, number: SandboxId) -> Result<
     let request = CreateRequest {
         id,
         connect: expected.connect(),
-        agent_directory: Some(installed.clone()),
-        image: None,
+        agent_directory: installed.clone(),
+        image: pool.image.clone(),
         limits: pool.limits,
         environment: Vec::new(),
         init: node.init.clone(),
     };
-    node.driver.create(request).await?;
+    pool.driver.create(request).await?;
     let connected = expected.arrived(ARRIVE_TIMEOUT).await?;
     connected.set_label(&pool.label().text())?;
     Ok(connected)
@@ -314,19 +359,34 @@ async fn take_back_found(
 }
 
 /// Ends it and removes what is left of it. False: something is still there.
-async fn destroy(node: &NodeParts, sandbox: SandboxId, live: Option<&Live>) -> bool {
+async fn destroy(
+    node: &NodeParts,
+    drivers: &[Arc<dyn Driver>],
+    sandbox: SandboxId,
+    live: Option<&Live>,
+) -> bool {
     let name = name_of(sandbox);
     if let Some(live) = live {
         // The driver ends what does not end by itself.
         let _ = live.sandbox.end().await;
     }
-    match node.driver.destroy(&name).await {
-        Ok(()) => {
-            node.rendezvous.forget(&name);
-            true
+    for driver in drivers {
+        if !destroy_by(driver.as_ref(), &name).await {
+            return false;
         }
+    }
+    node.rendezvous.forget(&name);
+    true
+}
+
+async fn destroy_by(driver: &dyn Driver, name: &sandbox::SandboxId) -> bool {
+    match driver.destroy(name).await {
+        Ok(()) => true,
         Err(error) => {
-            tracing::error!(sandbox = %name, error = daemon::exit::chain(&error), "a sandbox cannot be ended; tried again");
+            tracing::error!(
+                sandbox = %name, driver = driver.name(), error = daemon::exit::chain(&error),
+                "a sandbox cannot be ended; tried again"
+            );
             false
         }
     }

@@ -188,6 +188,12 @@ impl Place {
         self.config.directory.join("bubblewrap")
     }
 
+    /// The fake agent's profile.
+    pub(crate) fn profile(&self) -> PathBuf {
+        let profiles = self.config.profiles.as_ref();
+        profiles.unwrap().join(format!("{}.toml", self.agent))
+    }
+
     pub(crate) fn door(&self) -> &Door {
         self.bench.door()
     }

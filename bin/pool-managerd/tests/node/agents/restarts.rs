@@ -131,8 +131,8 @@ async fn metrics_tell_of_sandboxes_and_runs() {
     assert_eq!(ask(&client, "ann", "get http://no.example/").await.0, "403");
     assert_eq!(ask(&client, "ann", "echo 1").await.0, "1");
     let wanted = [
-        "pool_sandboxes{pool_id=\"fake\",level=\"hot\"} 1",
-        "pool_sandboxes{pool_id=\"fake\",level=\"warm\"} 1",
+        "pool_sandboxes{pool_id=\"fake\",agent=\"fake\",driver=\"bubblewrap\",level=\"hot\"} 1",
+        "pool_sandboxes{pool_id=\"fake\",agent=\"fake\",driver=\"bubblewrap\",level=\"warm\"} 1",
         "pool_claims_total{pool_id=\"fake\",level=\"hot\"} 1",
         "pool_egress_denied_total{pool_id=\"fake\"} 1",
         "pool_egress_run_bytes_count{pool_id=\"fake\",direction=\"out\"} 2",

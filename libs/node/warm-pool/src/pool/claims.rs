@@ -22,6 +22,9 @@ impl WarmPool {
         if self.draining {
             return Err(Refusal::Draining);
         }
+        if self.pools[pool.0].is_closed {
+            return Err(Refusal::Closed);
+        }
         if self.adopting_until.is_some() {
             return Err(Refusal::Adopting);
         }
@@ -154,7 +157,7 @@ impl WarmPool {
         let begun = self.starting.iter().copied().find(|id| {
             let sandbox = &self.sandboxes[id];
             sandbox.pool == pool
-                && sandbox.profile == profile
+                && self.is_present(sandbox)
                 && matches!(sandbox.state, State::Starting { claim: None, .. })
         });
         if let Some(id) = begun {

@@ -60,6 +60,11 @@ enum Step {
         pool: usize,
         owner: usize,
     },
+    /// The pool is drained, or no more.
+    Close {
+        pool: usize,
+        is_closed: bool,
+    },
     /// The node is killed and comes back.
     Restart,
 }
@@ -77,6 +82,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (1..20_000u64).prop_map(|milliseconds| Step::Pass { milliseconds }),
         1 => (pool.clone(), any::<bool>()).prop_map(|(pool, new)| Step::Change { pool, new }),
         1 => (pool.clone(), 0..5usize).prop_map(|(pool, target)| Step::Target { pool, target }),
+        1 => (pool.clone(), any::<bool>()).prop_map(|(pool, is_closed)| Step::Close { pool, is_closed }),
         1 => (pool, owner).prop_map(|(pool, owner)| Step::Forget { pool, owner }),
         1 => Just(Step::Restart),
     ]
@@ -97,6 +103,7 @@ struct World {
     pool: WarmPool,
     now: Moment,
     specs: Vec<PoolSpec>,
+    closed: [bool; POOLS],
     real: BTreeMap<SandboxId, Real>,
     /// Cold claims whose sandbox is not up yet.
     promised: HashMap<SandboxId, Owner>,
@@ -132,6 +139,7 @@ impl World {
             pool,
             now: Moment::ZERO,
             specs,
+            closed: [false; POOLS],
             real: BTreeMap::new(),
             promised: HashMap::new(),
             messages: Vec::new(),
@@ -173,6 +181,7 @@ impl World {
                     profile,
                 } => {
                     assert!(self.started.insert(sandbox), "{sandbox} was started twice");
+                    assert!(!self.closed[pool.0], "{sandbox} is started in a closed pool");
                     let real = Real {
                         pool,
                         profile,
@@ -261,7 +270,8 @@ impl World {
         self.do_all(effects);
         match claimed {
             Ok(claimed) => self.claimed(pool, owner, claimed),
-            Err(Refusal::NoSuchPool | Refusal::Draining) => panic!("there are pools, and nothing is drained"),
+            Err(Refusal::NoSuchPool | Refusal::Draining) => panic!("there are pools, and the node stays"),
+            Err(Refusal::Closed) => assert!(self.closed[pool.0]),
             Err(_) => {}
         }
     }
@@ -273,6 +283,7 @@ impl World {
             profile,
             runs,
         } = claimed;
+        assert!(!self.closed[pool.0], "{sandbox} is handed out by a closed pool");
         assert!(
             !self.condemned.contains(&sandbox),
             "{sandbox} is no good, and was handed out"
@@ -396,7 +407,7 @@ impl World {
             Step::Change { pool, new } => {
                 let profile = if new { NEW } else { OLD };
                 self.specs[pool].profile = profile;
-                self.tell(Event::ProfileChanged {
+                self.tell(Event::Reloaded {
                     pool: PoolKey(pool),
                     profile,
                 });
@@ -415,9 +426,19 @@ impl World {
                     owner,
                 });
             }
+            Step::Close { pool, is_closed } => self.close(pool, is_closed),
             Step::Restart => self.restart(),
         }
         self.check();
+    }
+
+    fn close(&mut self, at: usize, is_closed: bool) {
+        self.closed[at] = is_closed;
+        let pool = PoolKey(at);
+        self.tell(match is_closed {
+            true => Event::Closed { pool },
+            false => Event::Opened { pool },
+        });
     }
 
     /// Everything that the node knew is gone; what it started is not.
@@ -429,6 +450,7 @@ impl World {
         }
         self.messages
             .retain(|message| matches!(message, Event::Started { .. } | Event::Ended { .. }));
+        self.closed = [false; POOLS];
         self.runs.clear();
         self.promised.clear();
         self.asked.clear();
@@ -570,15 +592,17 @@ proptest! {
         while !world.runs.is_empty() {
             world.end_run(0, true);
         }
+        for at in 0..POOLS {
+            world.close(at, false);
+        }
         world.settle(200);
         for at in 0..POOLS {
             let counts = world.pool.counts(PoolKey(at));
             prop_assert_eq!(counts.warm, world.specs[at].target, "pool {} has {:?}", at, counts);
             prop_assert_eq!((counts.busy, counts.runs), (0, 0));
-            // One may just have become old; of another profile there is none.
+            // One may just have become old; of before the last reload there is none.
             let pool = &world.pool.pools[at];
-            let profile = |id| world.pool.sandboxes[id].profile;
-            prop_assert!(pool.stale.iter().all(|id| profile(id) == pool.spec.profile));
+            prop_assert!(pool.stale.iter().all(|id| world.pool.is_present(&world.pool.sandboxes[id])));
         }
         // All that is there is known.
         for id in world.real.keys() {

@@ -22,8 +22,7 @@ enum Refill {
 impl WarmPool {
     /// When the next [`Event::Tick`](crate::Event::Tick) is due.
     pub fn next_tick(&self, now: Moment) -> Moment {
-        let waits = !self.draining
-            && self.adopting_until.is_none()
+        let waits = self.adopting_until.is_none()
             && self.next_start_at > now
             && (0..self.pools.len()).any(|pool| self.lacking(PoolKey(pool)) > 0);
         if waits {
@@ -49,9 +48,7 @@ impl WarmPool {
                 effects.push(stray.order(*id));
             }
         }
-        if self.draining {
-            self.drain(now, effects);
-        }
+        self.end_idle(now, effects);
         self.keep_within_memory(now, effects);
         self.refill_all(now, effects);
     }
@@ -103,9 +100,10 @@ impl WarmPool {
         }
     }
 
-    /// Ends what is idle. What has runs ends with them.
-    pub(super) fn drain(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        let mut ids: Vec<SandboxId> = self.sandboxes.keys().copied().collect();
+    /// Ends what is idle in closed pools. What has runs ends with them.
+    pub(super) fn end_idle(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        let of_closed = self.sandboxes.iter().filter(|(_, one)| self.is_closed(one.pool));
+        let mut ids: Vec<SandboxId> = of_closed.map(|(id, _)| *id).collect();
         ids.sort_unstable();
         for id in ids {
             match &self.sandboxes[&id].state {
@@ -118,7 +116,7 @@ impl WarmPool {
         }
     }
 
-    pub(super) fn profile_changed(
+    pub(super) fn reloaded(
         &mut self,
         now: Moment,
         pool: PoolKey,
@@ -129,6 +127,7 @@ impl WarmPool {
             return;
         };
         changed.spec.profile = profile;
+        changed.generation += 1;
         // The new one is not to blame for what the old one did.
         changed.failures = 0;
         changed.retry_at = Moment::ZERO;
@@ -154,7 +153,7 @@ impl WarmPool {
 
     /// Starts what the pool lacks, as far as that is allowed now, and ends what it has too much.
     pub(super) fn refill(&mut self, now: Moment, pool: PoolKey, effects: &mut Vec<Effect>) {
-        if self.draining || self.adopting_until.is_some() {
+        if self.is_closed(pool) || self.adopting_until.is_some() {
             return;
         }
         let blocked = loop {
@@ -179,11 +178,14 @@ impl WarmPool {
 
     /// Warm sandboxes of the present profile that are missing, counting those on their way.
     fn lacking(&self, pool: PoolKey) -> usize {
+        if self.is_closed(pool) {
+            return 0;
+        }
         let one = &self.pools[pool.0];
         let coming = self.starting.iter().filter(|id| {
             let sandbox = &self.sandboxes[*id];
             sandbox.pool == pool
-                && sandbox.profile == one.spec.profile
+                && self.is_present(sandbox)
                 && matches!(sandbox.state, State::Starting { claim: None, .. })
         });
         one.spec

@@ -17,7 +17,12 @@ impl WarmPool {
         let profile = self.profile_of(pool);
         self.insert(
             id,
-            new_sandbox(now, pool, profile, State::Starting { since: now, claim }),
+            new_sandbox(
+                now,
+                (pool, self.pools[pool.0].generation),
+                profile,
+                State::Starting { since: now, claim },
+            ),
         );
         effects.push(Effect::Start {
             sandbox: id,
@@ -50,17 +55,17 @@ impl WarmPool {
         let wanted = spec.target > self.pools[pool.0].fresh.len() + self.pools[pool.0].verifying;
         let room = self.sandboxes.len() < self.settings.sandboxes_max
             && self.charged_bytes + spec.warm_bytes <= self.settings.memory_bytes_max;
-        if take_back || self.draining || profile != spec.profile || !wanted || !room {
+        if take_back || self.is_closed(pool) || profile != spec.profile || !wanted || !room {
             let state = State::Ending {
                 owner,
                 take_back,
                 asked: now,
             };
-            self.insert(id, new_sandbox(now, pool, profile, state));
+            self.insert(id, new_sandbox(now, (pool, 0), profile, state));
             self.ask_to_end(id, effects);
             return;
         }
-        self.insert(id, new_sandbox(now, pool, profile, State::Verifying));
+        self.insert(id, new_sandbox(now, (pool, 0), profile, State::Verifying));
         self.ask_health(now, id, effects);
     }
 
@@ -238,7 +243,7 @@ impl WarmPool {
                 }
             }
             State::Busy { owner, .. } => {
-                let fit = keep && !self.draining && !self.is_unfit(id);
+                let fit = keep && !self.is_closed(sandbox.pool) && !self.is_unfit(id);
                 if fit && !self.is_stale(now, &self.sandboxes[&id]) && !self.check_is_late(now, id) {
                     let keep_for = self.pools[sandbox.pool.0].usage.keep_for(&owner, &self.settings);
                     self.set_state(
@@ -412,10 +417,16 @@ impl WarmPool {
     }
 }
 
-fn new_sandbox(now: Moment, pool: PoolKey, profile: ProfileHash, state: State) -> Sandbox {
+fn new_sandbox(
+    now: Moment,
+    (pool, generation): (PoolKey, u64),
+    profile: ProfileHash,
+    state: State,
+) -> Sandbox {
     Sandbox {
         pool,
         profile,
+        generation,
         born: now,
         measured_bytes: None,
         charged_bytes: 0,

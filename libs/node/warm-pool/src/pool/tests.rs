@@ -280,7 +280,7 @@ fn a_new_profile_rolls_through_without_falling_below_the_target() {
     node.pass(1);
     node.obey();
     assert_eq!(node.counts().warm, 6);
-    node.step(Event::ProfileChanged {
+    node.step(Event::Reloaded {
         pool: node.key,
         profile: NEW,
     });
@@ -314,13 +314,75 @@ fn a_new_profile_rolls_through_without_falling_below_the_target() {
 }
 
 #[test]
+fn a_reload_replaces_what_is_there_of_the_same_profile_too() {
+    let mut node = Node::ready(Settings::default(), 2);
+    let busy = node.claim("ann").unwrap();
+    let hot = node.claim("bob").unwrap();
+    node.end_run(hot);
+    node.obey();
+    node.pass(1);
+    node.obey();
+    let before: Vec<SandboxId> = node.pool.pools[0].fresh.iter().copied().collect();
+    // One is on its way already, and is of before.
+    node.step(Event::TargetChanged {
+        pool: node.key,
+        target: 3,
+    });
+    node.pass(1);
+    assert_eq!(node.starts(), 1);
+    node.step(Event::Reloaded {
+        pool: node.key,
+        profile: OLD,
+    });
+    for _ in 0..8 {
+        node.obey();
+        node.pass(1);
+        assert!(node.counts().warm >= 2, "{:?}", node.counts());
+    }
+    let after: Vec<SandboxId> = node.pool.pools[0].fresh.iter().copied().collect();
+    assert!(after.len() == 3 && before.iter().all(|id| !after.contains(id)));
+    let counts = node.counts();
+    assert_eq!((counts.warm, counts.stale, counts.hot, counts.busy), (3, 0, 0, 1));
+    // What runs may go on, and its sandbox goes with the last run.
+    assert_eq!(node.claim("ann").unwrap().sandbox, busy.sandbox);
+    node.end_run(busy);
+    node.end_run(busy);
+    assert_eq!(node.ends(), [busy.sandbox]);
+}
+
+#[test]
+fn a_closed_pool_ends_the_idle_and_starts_nothing_until_it_is_opened() {
+    let mut node = Node::ready(Settings::default(), 2);
+    let busy = node.claim("ann").unwrap();
+    let hot = node.claim("bob").unwrap();
+    node.end_run(hot);
+    node.step(Event::Closed { pool: node.key });
+    assert_eq!(node.claim("ann"), Err(Refusal::Closed));
+    for _ in 0..3 {
+        node.obey();
+        node.pass(1);
+    }
+    assert_eq!((node.pool.len(), node.counts().busy), (1, 1));
+    node.end_run(busy);
+    node.obey();
+    assert!(node.pool.is_empty());
+    node.step(Event::Opened { pool: node.key });
+    for _ in 0..3 {
+        node.obey();
+        node.pass(1);
+    }
+    assert_eq!(node.counts().warm, 2);
+    assert!(node.claim("ann").is_ok());
+}
+
+#[test]
 fn a_full_node_replaces_one_at_a_time() {
     let settings = Settings {
         sandboxes_max: 3,
         ..Settings::default()
     };
     let mut node = Node::ready(settings, 3);
-    node.step(Event::ProfileChanged {
+    node.step(Event::Reloaded {
         pool: node.key,
         profile: NEW,
     });

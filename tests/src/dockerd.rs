@@ -4,19 +4,29 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use remuda_tests::{Program, binary, skipped};
+use agents::Profile;
+use agents::install::image_name;
 
-/// The name of the image that is imported into it.
-pub(crate) const IMAGE: &str = "remuda-agent-base:latest";
+use crate::{Program, binary, is_alive, skipped};
 
-pub(crate) struct Dockerd {
+/// The name of the base system's image.
+pub const BASE_IMAGE: &str = "remuda-agent-base:latest";
+
+/// A running one. Dropping it ends it.
+pub struct Dockerd {
     program: Option<Program>,
     directory: tempfile::TempDir,
 }
 
 impl Dockerd {
-    /// None where it cannot be started; the test is then skipped.
-    pub(crate) fn start(test: &str) -> Option<Self> {
+    /// One with the image of the base system. None where it cannot be started; the test is then skipped.
+    pub fn start(test: &str) -> Option<Self> {
+        Self::start_with(test, None)
+    }
+
+    /// One with the image of this agent, or of the base system.
+    pub fn start_with(test: &str, agent: Option<&str>) -> Option<Self> {
+        let profile = agent.map(|agent| Profile::find(agent, None).expect("it is one of ours"));
         if !rustix::process::geteuid().is_root() {
             skipped(test, "a Docker daemon needs root");
             return None;
@@ -28,7 +38,7 @@ impl Dockerd {
             );
             return None;
         }
-        let image = match image() {
+        let image = match image(profile.as_ref()) {
             Ok(image) => image,
             Err(error) => {
                 skipped(test, &error);
@@ -37,20 +47,23 @@ impl Dockerd {
         };
         // The first storage driver that the daemon picks itself; the other works on every file system.
         for storage in [None, Some("vfs")] {
-            let mut daemon = Self::spawn(storage);
+            let daemon = Self::spawn(storage);
             if daemon.is_up() {
-                daemon.import(&image);
+                let name = profile.as_ref().map_or_else(|| BASE_IMAGE.to_owned(), image_name);
+                daemon.import(&image, &name);
                 return Some(daemon);
             }
             println!("dockerd: {}", daemon.log());
-            daemon.stop();
         }
         skipped(test, "dockerd does not start");
         None
     }
 
     fn spawn(storage: Option<&str>) -> Self {
-        let directory = tempfile::Builder::new().prefix("dockerd").tempdir().unwrap();
+        let directory = tempfile::Builder::new()
+            .prefix("dockerd")
+            .tempdir()
+            .expect("a directory");
         let path = |name: &str| directory.path().join(name);
         let mut command = Command::new("dockerd");
         command
@@ -73,17 +86,20 @@ impl Dockerd {
         }
     }
 
-    pub(crate) fn socket(&self) -> PathBuf {
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
         self.directory.path().join("docker.sock")
     }
 
-    pub(crate) fn log(&self) -> String {
+    /// The last lines of its log.
+    pub fn log(&self) -> String {
         let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().rev().take(5).collect();
         lines.join("\n")
     }
 
-    fn client(&self) -> Command {
+    /// The command line, speaking with it.
+    pub fn client(&self) -> Command {
         let mut command = Command::new("docker");
         command
             .arg("--host")
@@ -103,7 +119,7 @@ impl Dockerd {
                 return true;
             }
             let pid = self.program.as_ref().map(Program::pid);
-            if !pid.is_some_and(remuda_tests::is_alive) {
+            if !pid.is_some_and(is_alive) {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -111,14 +127,14 @@ impl Dockerd {
         false
     }
 
-    fn import(&mut self, image: &Path) {
+    fn import(&self, image: &Path, name: &str) {
         let output = self
             .client()
             .arg("import")
             .arg(image)
-            .arg(IMAGE)
+            .arg(name)
             .output()
-            .unwrap();
+            .expect("docker starts");
         assert!(
             output.status.success(),
             "{}",
@@ -135,7 +151,7 @@ impl Dockerd {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
         let end = Instant::now() + Duration::from_secs(30);
-        while remuda_tests::is_alive(pid) && Instant::now() < end {
+        while is_alive(pid) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));
         }
         drop(program);
@@ -156,25 +172,44 @@ impl Drop for Dockerd {
     }
 }
 
-/// The base system of agent images, made once for this target directory.
-fn image() -> Result<PathBuf, String> {
+/// The file of an image, made once for this target directory: the base system, or one agent's.
+fn image(agent: Option<&Profile>) -> Result<PathBuf, String> {
     let xtask = binary("xtask");
     let targets = xtask
         .parent()
         .and_then(Path::parent)
         .expect("target/PROFILE/xtask");
-    let image = targets.join("agent-images/base.tar");
-    if image.exists() {
-        return Ok(image);
+    let images = targets.join("agent-images");
+    std::fs::create_dir_all(&images).map_err(|error| error.to_string())?;
+    // Tests of several programs want the same.
+    let lock = std::fs::File::create(images.join("lock")).map_err(|error| error.to_string())?;
+    lock.lock().map_err(|error| error.to_string())?;
+    let base = images.join("base.tar");
+    if !base.exists() {
+        make(&xtask, &["--out"], &base)?;
     }
+    let Some(profile) = agent else { return Ok(base) };
+    let image = images.join(format!("{}.tar", image_name(profile).replace(':', "-")));
+    if !image.exists() {
+        let base = base.display().to_string();
+        make(
+            &xtask,
+            &["--agent", &profile.name, "--base", &base, "--out"],
+            &image,
+        )?;
+    }
+    Ok(image)
+}
+
+fn make(xtask: &Path, arguments: &[&str], out: &Path) -> Result<(), String> {
     let output = Command::new(xtask)
         .arg("agent-image")
-        .arg("--out")
-        .arg(&image)
+        .args(arguments)
+        .arg(out)
         .output()
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| format!("{}: {error}", xtask.display()))?;
     if output.status.success() {
-        Ok(image)
+        Ok(())
     } else {
         let errors = String::from_utf8_lossy(&output.stderr);
         Err(format!("no image can be made: {}", errors.trim()))

@@ -15,7 +15,10 @@
 //! ```
 
 mod arguments;
+mod marked;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::io::{self, Read as _};
 use std::ops::Range;
@@ -159,17 +162,20 @@ impl Inner {
                 io::ErrorKind::AlreadyExists => DriverError::Taken(request.id.clone()),
                 _ => DriverError::io("write the state of a sandbox")(error),
             })?;
-        match self.start(request, &record) {
-            Ok((outer, inner)) => {
-                self.records
-                    .started(&request.id, record, outer, inner)
-                    .map_err(DriverError::io("write the state of a sandbox"))?;
-                Ok(Created {
-                    took: start.elapsed(),
-                })
-            }
+        let started = self.start(request, &record).and_then(|(outer, inner)| {
+            let written = self.records.started(&request.id, record.clone(), &outer, &inner);
+            written.map_err(|error| {
+                // Nobody else knows of it.
+                end(&inner, &outer);
+                DriverError::io("write the state of a sandbox")(error)
+            })
+        });
+        match started {
+            Ok(()) => Ok(Created {
+                took: start.elapsed(),
+            }),
             Err(error) => {
-                if let Err(error) = self.destroy(&request.id) {
+                if let Err(error) = self.clear(&request.id, &record) {
                     tracing::warn!(sandbox = %request.id, error = &error as &dyn std::error::Error, "what is left of a sandbox cannot be removed");
                 }
                 Err(error)
@@ -199,6 +205,7 @@ impl Inner {
         let mut command = Command::new(&self.settings.program);
         command
             .env_clear()
+            .env(marked::VARIABLE, self.records.path(&request.id))
             .current_dir("/")
             .arg("--args")
             .arg(argument_file.as_raw_fd().to_string())
@@ -248,13 +255,17 @@ impl Inner {
     }
 
     fn destroy(&self, id: &SandboxId) -> Result<(), DriverError> {
-        let Some(record) = self
+        // One that is still being made will find that it was given up, and ends what it has started since.
+        self.records.give_up(id);
+        let record = self
             .records
             .read(id)
-            .map_err(DriverError::io("read the state of a sandbox"))?
-        else {
-            return Ok(());
-        };
+            .map_err(DriverError::io("read the state of a sandbox"))?;
+        record.map_or(Ok(()), |record| self.clear(id, &record))
+    }
+
+    /// Ends what there is of a sandbox and forgets it.
+    fn clear(&self, id: &SandboxId, record: &Record) -> Result<(), DriverError> {
         if let Some(inner) = &record.inner {
             process::terminate(inner, Duration::ZERO).map_err(DriverError::io("end a sandbox"))?;
         }
@@ -265,6 +276,10 @@ impl Inner {
                 process::wait_until_gone(outer, REAP_TIMEOUT);
             }
             process::terminate(outer, Duration::ZERO).map_err(DriverError::io("end a sandbox"))?;
+        }
+        if record.inner.is_none() {
+            // A start that was broken off: nobody wrote down what there is.
+            marked::end(&self.records.path(id)).map_err(DriverError::io("end a half-made sandbox"))?;
         }
         for directory in &record.cgroups {
             // Only a start that was broken off leaves any.
@@ -297,6 +312,13 @@ impl Inner {
             }
         }
         Ok(found)
+    }
+}
+
+/// Ends a sandbox of which there is no record. What cannot be ended ends by itself: init has nobody to speak with.
+fn end(inner: &Identity, outer: &Identity) {
+    for process in [inner, outer] {
+        let _ = process::terminate(process, Duration::ZERO);
     }
 }
 

@@ -74,7 +74,8 @@ impl Records {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn path(&self, id: &SandboxId) -> PathBuf {
+    /// The file of its record.
+    pub(super) fn path(&self, id: &SandboxId) -> PathBuf {
         self.directory.join(format!("{id}.json"))
     }
 
@@ -116,22 +117,32 @@ impl Records {
         Ok(record)
     }
 
-    /// Writes down that it runs.
+    /// Writes down that it runs, unless it was ended meanwhile.
     pub(super) fn started(
         &self,
         id: &SandboxId,
         mut record: Record,
-        outer: Identity,
-        inner: Identity,
+        outer: &Identity,
+        inner: &Identity,
     ) -> io::Result<()> {
-        record.outer = Some(outer);
-        record.inner = Some(inner);
+        // Its record is gone or about to be, and its user and its cgroups with it.
+        let mut state = self.lock();
+        if !state.making.contains(id) {
+            return Err(io::Error::other("it was ended before it was there"));
+        }
+        record.outer = Some(outer.clone());
+        record.inner = Some(inner.clone());
         let path = self.path(id);
         let temporary = path.with_extension("new");
         fs::write(&temporary, serde_json::to_vec(&record).map_err(io::Error::other)?)?;
         fs::rename(&temporary, &path)?;
-        self.lock().making.remove(id);
+        state.making.remove(id);
         Ok(())
+    }
+
+    /// Says that a sandbox that is being made is not wanted any more.
+    pub(super) fn give_up(&self, id: &SandboxId) {
+        self.lock().making.remove(id);
     }
 
     pub(super) fn is_being_made(&self, id: &SandboxId) -> bool {
@@ -176,13 +187,13 @@ impl Records {
 
     pub(super) fn remove(&self, id: &SandboxId) -> io::Result<()> {
         let user = self.read(id)?.and_then(|record| record.user);
+        let mut state = self.lock();
         for path in [self.path(id).with_extension("new"), self.log(id), self.path(id)] {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        let mut state = self.lock();
         state.making.remove(id);
         if let Some(user) = user {
             state.users.remove(&user);

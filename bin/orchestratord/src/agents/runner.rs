@@ -402,9 +402,13 @@ impl AgentRunner {
                 progress.tokens = progress.tokens.saturating_add(1);
                 Event::Token { t: text, i }
             }
-            AgentEvent::TextReplaced { text } => {
+            AgentEvent::TextReplaced { kept_bytes, text } => {
                 self.begin_text(grant, progress);
-                Event::TextReplaced { t: text }
+                let mut whole = self.ending.task.lock().events.text();
+                let kept = usize::try_from(kept_bytes).unwrap_or(usize::MAX);
+                whole.truncate(whole.floor_char_boundary(kept));
+                whole.push_str(&text);
+                Event::TextReplaced { t: whole }
             }
             AgentEvent::ToolStarted { id, name, input } => {
                 Event::Tool(ToolEvent::Started { id, name, input })

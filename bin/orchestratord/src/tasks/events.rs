@@ -52,6 +52,15 @@ impl EventLog {
         self.dropped + self.kept.len() as u64
     }
 
+    /// The answer so far, as far as its events are kept.
+    pub(crate) fn text(&self) -> String {
+        self.kept.iter().fold(String::new(), |text, event| match event {
+            Event::Token { t, .. } => text + t,
+            Event::TextReplaced { t } => t.clone(),
+            _ => text,
+        })
+    }
+
     /// Whether the last event is there.
     fn is_complete(&self) -> bool {
         self.kept.back().is_some_and(Event::is_last)

@@ -9,7 +9,7 @@ use pool_registry_types::{AgentEvent, LoginEvent};
 use tokio::sync::mpsc;
 
 /// Events that wait for a slow reader. Then the agent waits.
-pub(super) const EVENTS_MAX: usize = 256;
+pub(super) const EVENTS_MAX: usize = 64;
 
 /// Events in order; the last one ends the run or the login. Dropping the stream before that cancels it.
 pub struct Events<T> {

@@ -7,20 +7,20 @@ use sandbox::WORKSPACE;
 
 use super::run::source_name;
 
-/// How much text of a turn is remembered, for the case that some of it is replaced.
-const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How many messages of a turn are told apart.
+const MESSAGES_MAX: usize = 4096;
 /// The longest raw line that is told.
 const RAW_BYTES_MAX: usize = 64 * 1024;
 /// What stands between two messages of a turn.
 const BETWEEN: &str = "\n\n";
 
-/// What a turn has said so far.
+/// What a turn has said so far. The text itself is the reader's: a hundred long turns at once cost no memory.
 pub(super) struct Words {
     is_verbose: bool,
     /// Where the run works.
     directory: String,
-    messages: Vec<String>,
-    bytes: usize,
+    /// How many bytes each message has.
+    messages: Vec<usize>,
     was_ready: bool,
     is_up: bool,
 }
@@ -31,7 +31,6 @@ impl Words {
             is_verbose,
             directory: WORKSPACE.to_owned(),
             messages: Vec::new(),
-            bytes: 0,
             was_ready: false,
             is_up: false,
         }
@@ -67,10 +66,7 @@ impl Words {
             }
             Said::Session { id } => AgentEvent::Session { id },
             Said::Text { message, text } => self.text(message, text),
-            Said::TextReplaced { message, text } => {
-                self.replace(message, &text);
-                AgentEvent::TextReplaced { text: self.all() }
-            }
+            Said::TextReplaced { message, text } => self.replace(message, text),
             Said::ToolStarted { id, tool, title } => AgentEvent::ToolStarted {
                 id,
                 name: tool,
@@ -120,42 +116,45 @@ impl Words {
 
     fn text(&mut self, message: u32, text: String) -> AgentEvent {
         let at = message as usize;
-        let begins = self.messages.get(at).is_none_or(String::is_empty);
-        let follows = self.messages.iter().take(at).any(|before| !before.is_empty());
-        self.keep(at, &text);
-        if begins && follows && !text.is_empty() {
-            return AgentEvent::Text {
-                text: format!("{BETWEEN}{text}"),
-            };
-        }
+        let begins = self.messages.get(at).is_none_or(|bytes| *bytes == 0);
+        let bytes = text.len();
+        let text = if begins { self.beginning(at, text) } else { text };
+        self.count(at, bytes);
         AgentEvent::Text { text }
     }
 
-    fn keep(&mut self, at: usize, text: &str) {
+    /// The beginning of a message, apart from what stands before it.
+    fn beginning(&self, at: usize, text: String) -> String {
+        let follows = self.messages.iter().take(at).any(|before| *before > 0);
+        if follows && !text.is_empty() {
+            format!("{BETWEEN}{text}")
+        } else {
+            text
+        }
+    }
+
+    fn count(&mut self, at: usize, bytes: usize) {
         // A CLI that counts wildly costs no memory.
-        if self.bytes + text.len() > TEXT_BYTES_MAX || at > TEXT_BYTES_MAX / 1024 {
+        if at >= MESSAGES_MAX {
             return;
         }
         if self.messages.len() <= at {
-            self.messages.resize_with(at + 1, String::new);
+            self.messages.resize(at + 1, 0);
         }
-        self.bytes += text.len();
-        self.messages[at].push_str(text);
+        self.messages[at] += bytes;
     }
 
-    fn replace(&mut self, message: u32, text: &str) {
+    fn replace(&mut self, message: u32, text: String) -> AgentEvent {
         let at = message as usize;
-        self.messages.truncate(at + 1);
-        if let Some(old) = self.messages.get_mut(at) {
-            old.clear();
+        self.messages.truncate(at);
+        let before = self.messages.iter().filter(|bytes| **bytes > 0);
+        let (count, bytes) = before.fold((0, 0), |(count, all), bytes| (count + 1, all + bytes));
+        let kept_bytes = bytes + BETWEEN.len() * usize::saturating_sub(count, 1);
+        self.count(at, text.len());
+        AgentEvent::TextReplaced {
+            kept_bytes: kept_bytes as u64,
+            text: self.beginning(at, text),
         }
-        self.bytes = self.messages.iter().map(String::len).sum();
-        self.keep(at, text);
-    }
-
-    fn all(&self) -> String {
-        let messages = self.messages.iter().filter(|message| !message.is_empty());
-        messages.map(String::as_str).collect::<Vec<_>>().join(BETWEEN)
     }
 }
 
@@ -192,7 +191,13 @@ mod tests {
     fn said(events: &[AgentEvent]) -> String {
         events.iter().fold(String::new(), |text, event| match event {
             AgentEvent::Text { text: more } => text + more,
-            AgentEvent::TextReplaced { text } => text.clone(),
+            AgentEvent::TextReplaced {
+                kept_bytes,
+                text: rest,
+            } => {
+                let kept = usize::try_from(*kept_bytes).unwrap();
+                text[..kept].to_owned() + rest
+            }
             _ => text,
         })
     }
@@ -245,7 +250,7 @@ mod tests {
                 text: "y".repeat(1 << 20),
             });
         }
-        assert!(words.bytes <= TEXT_BYTES_MAX && words.messages.len() < 10);
+        assert!(words.messages.len() < 10);
     }
 
     #[test]

@@ -137,9 +137,11 @@ pub enum AgentEvent {
         /// What is new.
         text: String,
     },
-    /// The answer begins anew: what came so far counts no more.
+    /// The answer goes on from an earlier place: what came after it counts no more.
     TextReplaced {
-        /// What stands in its place.
+        /// How much of the text so far stays, in bytes.
+        kept_bytes: u64,
+        /// What stands in the place of the rest.
         text: String,
     },
     /// A tool was started.

@@ -44,7 +44,13 @@ impl Told {
     pub(crate) fn text(&self) -> String {
         self.events.iter().fold(String::new(), |text, event| match event {
             AgentEvent::Text { text: more } => text + more,
-            AgentEvent::TextReplaced { text } => text.clone(),
+            AgentEvent::TextReplaced {
+                kept_bytes,
+                text: rest,
+            } => {
+                let kept = usize::try_from(*kept_bytes).unwrap();
+                text[..kept].to_owned() + rest
+            }
             _ => text,
         })
     }

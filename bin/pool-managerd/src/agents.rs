@@ -12,6 +12,7 @@
 //! Invariants: a sandbox that had an owner serves nobody else; a CLI never starts before its owner's home is whole in
 //! the sandbox and the init knows whose it is; a sandbox does not end by our choice before its home is taken back.
 
+mod capacity;
 mod cli;
 mod config;
 mod drivers;
@@ -50,6 +51,7 @@ use task_api::ErrorCode;
 use tokio_util::sync::CancellationToken;
 use warm_pool::{Event, Owner, PoolSpec, SandboxId, WarmPool};
 
+pub use capacity::{Capacity, capacity};
 pub(crate) use config::check;
 pub use config::{
     AgentPool, AgentPoolProblem, AgentsConfig, AgentsSettings, KeySource, LimitSettings, WarmDefaults,
@@ -70,9 +72,6 @@ use parts::{NodeParts, PoolParts, SlotLease};
 use report::report;
 use workspaces::Workspaces;
 
-/// Memory of a sandbox that nobody has, and of one with its owner's CLI in it, until it was measured.
-const WARM_BYTES: u64 = 8 << 20;
-const OWNED_BYTES: u64 = 400 << 20;
 /// How long a node that ends may take to let go of its directory.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often upstream proxies are looked at, and how long each may take.
@@ -192,8 +191,8 @@ impl Agents {
                 name: one.id.as_str().into(),
                 profile: one.hash,
                 target: if is_installed(&one, config) { one.warm } else { 0 },
-                warm_bytes: WARM_BYTES,
-                owned_bytes: OWNED_BYTES,
+                warm_bytes: capacity::WARM_BYTES,
+                owned_bytes: capacity::owned_bytes(one.profile.cost.as_ref()),
             });
             debug_assert_eq!(added, key);
             parts.push(one);
@@ -506,11 +505,13 @@ fn refused(error: &ClaimError) -> DoorError {
 fn warm_settings(config: &AgentsConfig) -> warm_pool::Settings {
     let ram = crate::machine::machine().ram_total_bytes;
     let usual = warm_pool::Settings::default();
-    let memory = config.memory_max_bytes.unwrap_or(ram / 4 * 3);
+    let memory = config
+        .memory_max_bytes
+        .unwrap_or(capacity::memory_for_sandboxes(ram));
     warm_pool::Settings {
         sandboxes_max: config.sandboxes_max,
         memory_bytes_max: memory,
-        hot_memory_bytes_max: memory / 2,
+        hot_memory_bytes_max: capacity::memory_for_idle(memory),
         hot_idle_min: usual.hot_idle_min.min(config.hot_idle_max),
         hot_idle_max: config.hot_idle_max,
         ..usual

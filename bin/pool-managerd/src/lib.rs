@@ -37,14 +37,14 @@ mod slots;
 mod sources;
 
 pub use agents::{
-    AgentEvents, AgentPool, AgentPoolProblem, AgentsConfig, AgentsError, AgentsSettings, Events, KeySource,
-    LimitSettings, LoginEvents, ReloadError, WarmDefaults, WorkspaceContent, WorkspaceSettings,
-    local_workspace,
+    AgentEvents, AgentPool, AgentPoolProblem, AgentsConfig, AgentsError, AgentsSettings, Capacity, Events,
+    KeySource, LimitSettings, LoginEvents, ReloadError, WarmDefaults, WorkspaceContent, WorkspaceSettings,
+    capacity, local_workspace,
 };
 pub use door::{Door, DoorBody, DoorBodyError, DoorError};
 pub use fleet::Launch;
 pub use gpu::GpuReading;
-pub use machine::host_name;
+pub use machine::{host_name, machine};
 pub use node::{CommandError, LOCK_FILE, Node, NodeConfig, NodeControl, NodeHandle, StartError};
 pub use pools::{Pool, PoolSettings, PoolsError};
 pub use reconcile::{Asking, DRAIN_DEFAULT, UnknownPool};

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use pool_registry_types::Capabilities;
 
 /// Processors and memory; looked up once, because reports are many and finding out reads several files.
-pub(crate) fn machine() -> Capabilities {
+pub fn machine() -> Capabilities {
     static MACHINE: OnceLock<Capabilities> = OnceLock::new();
     MACHINE.get_or_init(look_up).clone()
 }

@@ -1,5 +1,6 @@
 //! `remuda doctor`: what is missing on this machine, for what, and what to do.
 
+mod capacity;
 mod checks;
 mod engine;
 mod port;
@@ -16,12 +17,24 @@ use crate::output::{bold, dim, green, print_json, red, yellow};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  remuda doctor\n  remuda doctor --url https://cp.example.net --api-key KEY\n  \
-    remuda doctor --json\n\nThe exit code is 0 when `remuda run` will work here."
+    remuda doctor --json\n  remuda doctor --capacity --memory-gib 64 --cores 16\n\nThe exit code is 0 when `remuda run` will work here."
 )]
 pub(crate) struct Arguments {
     /// Write JSON
     #[arg(long)]
     json: bool,
+
+    /// Say how many agents this machine holds instead, from its memory, its cores and what they were measured to take
+    #[arg(long)]
+    capacity: bool,
+
+    /// Reckon for a machine with so much memory
+    #[arg(long, value_name = "GIB", requires = "capacity")]
+    memory_gib: Option<f64>,
+
+    /// Reckon for a machine with so many cores
+    #[arg(long, value_name = "N", requires = "capacity")]
+    cores: Option<u32>,
 
     #[command(flatten)]
     control_plane: ControlPlane,
@@ -82,6 +95,10 @@ impl Finding {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    if arguments.capacity {
+        let machine = capacity::Machine::new(arguments.memory_gib, arguments.cores);
+        return capacity::run(machine, arguments.json);
+    }
     let mut findings = vec![checks::settings(), checks::data_directory()];
     findings.extend(engine::check());
     findings.push(checks::disk_space());

@@ -66,6 +66,8 @@ pub struct Profile {
     /// What its exit codes mean, other than 0.
     #[serde(default)]
     pub exit_codes: BTreeMap<String, ExitMeaning>,
+    /// What it takes of a machine, as it was measured. None: nobody has.
+    pub cost: Option<Cost>,
     /// The files that this profile names, by name.
     #[serde(skip)]
     files: BTreeMap<String, String>,
@@ -304,6 +306,18 @@ pub struct ExitMeaning {
     pub code: ErrorCode,
     /// For people.
     pub meaning: String,
+}
+
+/// What a CLI takes of a machine: `cargo xtask bench --agents` measures it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cost {
+    /// Memory of one that runs in its sandbox after some turns, beyond what all of them share, in MiB.
+    pub hot_mib: u64,
+    /// Processor time from its start to its first answer, in milliseconds.
+    pub start_cpu_ms: u64,
+    /// Processor time of a short turn, in milliseconds.
+    pub turn_cpu_ms: u64,
 }
 
 /// Why there is no profile to be had.

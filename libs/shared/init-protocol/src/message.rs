@@ -267,7 +267,7 @@ pub enum FailureCode {
 pub struct Health {
     /// The number of the ping.
     pub nonce: u64,
-    /// Resident memory of all its processes.
+    /// Memory of all its processes: what several share counts in parts where that can be seen.
     pub memory_bytes: u64,
     /// How many processes it has, init not counted.
     pub processes: u32,

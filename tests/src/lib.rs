@@ -19,6 +19,7 @@ pub use process::{Program, binary, is_alive, kill_9, processes_with, signal};
 pub use skip::skipped;
 pub use sse::{SseEvent, sse_events};
 pub use system::{
-    ControlPlane, Node, System, busy_slots, demo_model, engine_pid, engine_program, free_port, pool_toml,
+    ControlPlane, Node, System, TOKEN, busy_slots, demo_model, engine_pid, engine_program, free_port,
+    pool_toml,
 };
 pub use wait::{Deadline, eventually, eventually_async};

@@ -9,13 +9,15 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::{Deadline, eventually};
 
-/// A built program of this workspace, beside the test's own binary.
+/// A built program of this workspace, of the same profile as the one that asks.
 pub fn binary(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test has a path");
-    let directory = test
+    let own = std::env::current_exe().expect("a program has a path");
+    // target/PROFILE/deps/test or target/PROFILE/program
+    let directory = own.parent().expect("it is in a directory");
+    let directory = directory
         .parent()
-        .and_then(Path::parent)
-        .expect("target/PROFILE/deps/test");
+        .filter(|_| directory.ends_with("deps"))
+        .unwrap_or(directory);
     let path = directory.join(name);
     assert!(
         path.exists(),

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::{Deadline, Program, binary, eventually_async};
 
 /// The token of every test system.
-const TOKEN: &str = "a-token-for-tests";
+pub const TOKEN: &str = "a-token-for-tests";
 
 /// The demo model in the repository.
 pub fn demo_model() -> PathBuf {

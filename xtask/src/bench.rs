@@ -9,9 +9,13 @@
 //! request: it is read from the kernel's account of the gateway's processes, and unlike requests per second it hardly
 //! depends on what the load generator costs.
 //!
+//! `--agents` measures agent pools instead, which another program does ([`agents`]).
+//!
 //! This file owns the order of things; [`lab`] the processes, [`peers`] who is measured, [`figures`] what is measured,
 //! [`report`] what is said of it.
 
+mod agents;
+mod document;
 mod figures;
 mod lab;
 mod peers;
@@ -25,6 +29,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::verify::{cargo, root, run};
+use document::Half;
 use figures::Round;
 use lab::Lab;
 use peers::{Gateway, PeerKind};
@@ -34,6 +39,9 @@ use samples::{Metric, Samples};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: cargo xtask bench --only plain,streams --peers nginx --rounds 3 --dry")]
 pub(crate) struct Bench {
+    /// Measure agent pools with real CLIs instead
+    #[arg(long, conflicts_with_all = ["only", "peers", "peers_only", "rounds", "seconds"])]
+    agents: bool,
     /// What to measure; everything when not given
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Figure>,
@@ -92,6 +100,9 @@ enum Figure {
 
 impl Bench {
     pub(crate) fn run(&self) -> Result<()> {
+        if self.agents {
+            return agents::run(self.quick, self.dry, self.no_build);
+        }
         let cores = std::thread::available_parallelism()?.get();
         ensure!(
             cores >= 2,
@@ -120,10 +131,7 @@ impl Bench {
             println!("docs/benchmarks.md is left as it is");
             return Ok(());
         }
-        let path = root().join("docs/benchmarks.md");
-        std::fs::write(&path, text).context("writing docs/benchmarks.md")?;
-        println!("written: docs/benchmarks.md");
-        Ok(())
+        document::write(Half::Engines, &text)
     }
 
     fn wants(&self, figure: Figure) -> bool {

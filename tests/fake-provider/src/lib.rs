@@ -95,7 +95,12 @@ impl FakeProvider {
 
     /// Listens on `port` of 127.0.0.1.
     pub fn start_at(port: u16, default: Step) -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+        Self::start_on((Ipv4Addr::LOCALHOST, port).into(), default)
+    }
+
+    /// Listens on `address`: a CLI in a sandbox takes 127.0.0.1 for its own and asks no proxy for it.
+    pub fn start_on(address: SocketAddr, default: Step) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {

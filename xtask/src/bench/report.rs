@@ -177,7 +177,12 @@ end. Admission and placement is Remuda's own `orchd_dispatch_latency_ms`, in the
 /// The whole file.
 pub(super) fn markdown(run: &Run<'_>) -> Result<String> {
     let mut text = String::from("# Benchmarks\n\nWritten by `cargo xtask bench`; do not edit.\n\n");
-    writeln!(text, "{}\n", machine(run)?)?;
+    let rounds = if run.rounds == 1 {
+        "one round".to_owned()
+    } else {
+        format!("{} rounds", run.rounds)
+    };
+    writeln!(text, "{}; {rounds} of {} s.\n", machine()?, run.seconds)?;
     bars(&mut text, run.samples)?;
     gateways(&mut text, run)?;
     tasks(&mut text, run.samples)?;
@@ -254,7 +259,8 @@ fn tasks(text: &mut String, samples: &Samples) -> Result<()> {
     Ok(())
 }
 
-fn machine(run: &Run<'_>) -> Result<String> {
+/// The day, the machine and the compiler.
+pub(super) fn machine() -> Result<String> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let processor = read("/proc/cpuinfo")
         .lines()
@@ -279,18 +285,12 @@ fn machine(run: &Run<'_>) -> Result<String> {
         })
         .unwrap_or(0);
     Ok(format!(
-        "{}, {} with {} cores and {} GiB, Linux {}, {}; {} of {} s.",
+        "{}, {} with {} cores and {} GiB, Linux {}, {}",
         first_line(Command::new("date").args(["--utc", "+%Y-%m-%d"]))?,
         processor,
         std::thread::available_parallelism()?,
         memory_kib.div_ceil(1024 * 1024),
         read("/proc/sys/kernel/osrelease").trim(),
         first_line(Command::new("rustc").arg("--version"))?,
-        if run.rounds == 1 {
-            "one round".to_owned()
-        } else {
-            format!("{} rounds", run.rounds)
-        },
-        run.seconds,
     ))
 }

@@ -32,3 +32,4 @@ mod storms;
 mod tls_up;
 mod traces;
 mod walk_through;
+mod workspaces;

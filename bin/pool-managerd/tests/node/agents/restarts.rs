@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use pool_registry_types::{AgentEvent, AgentRun};
+use http_body_util::BodyExt as _;
+use pool_registry_types::{AgentEvent, AgentRun, WorkspaceMade};
 use upstream::NodeClient;
 
 use super::place::fake_pool;
+use super::workspaces::{packed, tree};
 use crate::bench::{LONG, until};
 use crate::program::{Daemon, read, send};
 
@@ -99,6 +101,75 @@ async fn a_killed_daemon_takes_homes_back_and_leaves_nothing() {
     second.signal("-TERM");
     assert_eq!(second.ended(), Some(0));
     assert_eq!(records(second.root.path()), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_killed_daemon_keeps_workspaces_and_takes_back_what_a_run_was_changing() {
+    let Some(mut first) = daemon(1) else { return };
+    let client = first.client();
+    first.until(&client, "fake", "", |pool| pool.ready).await;
+    let archive = String::from_utf8(packed(&tree([("a.txt", "one\n"), ("b.txt", "one\n")]))).unwrap();
+    let uploaded = send(
+        &client,
+        "POST",
+        "/v2/agents/fake/workspaces?owner=ann",
+        "",
+        &archive,
+    )
+    .await;
+    let (status, body) = read(uploaded).await;
+    assert_eq!(status, 201, "{body:?}");
+    let made: WorkspaceMade = serde_json::from_slice(&body).unwrap();
+    let run = |task: &str, prompt: &str| {
+        let workspace = serde_json::json!({"kept": {"id": made.workspace_id}});
+        serde_json::json!({"task_id": task, "owner": "ann", "prompt": prompt, "workspace": workspace})
+            .to_string()
+    };
+    let runs = "/v2/agents/fake/sandboxes/runs";
+    let done = send(&client, "POST", runs, "", &run("t1", "sh echo two > a.txt")).await;
+    assert_eq!(read(done).await.0, 200);
+    // This one is in the middle of it.
+    let mut hanging = send(
+        &client,
+        "POST",
+        runs,
+        "",
+        &run("t2", "sh-and-hang echo two > b.txt"),
+    )
+    .await
+    .into_body();
+    let mut told = Vec::new();
+    while !told.windows(7).any(|seven| seven == b"changed") {
+        let piece = hanging.frame().await.unwrap().unwrap().into_data().unwrap();
+        told.extend_from_slice(&piece);
+    }
+    first.signal("-KILL");
+    first.ended();
+
+    let second = first.again(&[]);
+    let client = second.client();
+    second.until(&client, "fake", "", |pool| pool.ready).await;
+    let files = async |owner: &str, task: &str| {
+        let path = format!("/v2/agents/fake/tasks/{task}/files?owner={owner}");
+        let (status, body) = read(send(&client, "GET", &path, "", "").await).await;
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    };
+    assert!(files("ann", "t1").await.1.contains("a.txt"));
+    assert_eq!(files("bob", "t1").await.0, 404);
+    // Ann's next run waits for her former sandbox to be emptied.
+    let (text, events) = {
+        let body = run("t3", "sh cat a.txt b.txt");
+        let (status, body) = read(send(&client, "POST", runs, "", &body).await).await;
+        assert_eq!(status, 200);
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        (text.contains("two\\ntwo\\n"), text)
+    };
+    assert!(text, "{events}");
+    let (_, changed) = files("ann", "t2").await;
+    assert!(
+        changed.contains("a.txt") && changed.contains("b.txt"),
+        "{changed}"
+    );
 }
 
 #[tokio::test]

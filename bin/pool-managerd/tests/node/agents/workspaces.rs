@@ -443,3 +443,200 @@ async fn codex_changes_its_workspace() {
     let write = |_: &str| Step::shell("echo by the agent > made.txt");
     a_real_cli_changes_its_workspace("codex", write).await;
 }
+
+/// Every name is this machine's.
+#[derive(Debug)]
+struct Here;
+
+impl egress::Resolve for Here {
+    fn resolve<'a>(&'a self, _: &'a str) -> egress::Resolving<'a> {
+        Box::pin(async { Ok(vec![std::net::Ipv4Addr::LOCALHOST.into()]) })
+    }
+}
+
+/// A repository with one commit, tagged `v1`, and one after it on the branch `main`.
+fn repository(root: &Path) {
+    let work = root.join("work");
+    std::fs::create_dir_all(&work).unwrap();
+    let git = |arguments: &[&str]| {
+        let made = Command::new("git")
+            .args([
+                "-c",
+                "user.name=t",
+                "-c",
+                "user.email=t@t.test",
+                "-c",
+                "init.defaultBranch=main",
+            ])
+            .args(arguments)
+            .current_dir(&work)
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{arguments:?}: {made:?}");
+    };
+    git(&["init", "-q"]);
+    for (content, tag) in [("one\n", Some("v1")), ("two\n", None)] {
+        std::fs::write(work.join("file"), content).unwrap();
+        git(&["add", "file"]);
+        git(&["commit", "-q", "-m", "a commit"]);
+        if let Some(tag) = tag {
+            git(&["tag", tag]);
+        }
+    }
+    git(&["clone", "-q", "--bare", ".", "../project.git"]);
+}
+
+/// Serves repositories by git's own program for it. Its port.
+async fn serve_git(root: std::path::PathBuf) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            tokio::spawn(answer_git(connection, root.clone()));
+        }
+    });
+    port
+}
+
+async fn answer_git(mut connection: tokio::net::TcpStream, root: std::path::PathBuf) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut read = Vec::new();
+    let head_len = loop {
+        if let Some(at) = read.windows(4).position(|four| four == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if !matches!(connection.read_buf(&mut read).await, Ok(count) if count > 0) {
+            return;
+        }
+    };
+    let head = String::from_utf8(read[..head_len].to_vec()).unwrap();
+    let header = |name: &str| {
+        let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+        lines
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.to_owned())
+    };
+    let len: usize = header("content-length").map_or(0, |len| len.parse().unwrap());
+    while read.len() < head_len + len {
+        assert_ne!(connection.read_buf(&mut read).await.unwrap(), 0);
+    }
+    let mut words = head.split(' ');
+    let (method, target) = (words.next().unwrap(), words.next().unwrap());
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let mut git = tokio::process::Command::new("git")
+        .arg("http-backend")
+        .env("GIT_PROJECT_ROOT", root)
+        .env("GIT_HTTP_EXPORT_ALL", "1")
+        .env("REQUEST_METHOD", method)
+        .env("PATH_INFO", path)
+        .env("QUERY_STRING", query)
+        .env("CONTENT_TYPE", header("content-type").unwrap_or_default())
+        .env("CONTENT_LENGTH", len.to_string())
+        .env(
+            "HTTP_CONTENT_ENCODING",
+            header("content-encoding").unwrap_or_default(),
+        )
+        .env("GIT_PROTOCOL", header("git-protocol").unwrap_or_default())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    git.stdin
+        .take()
+        .unwrap()
+        .write_all(&read[head_len..])
+        .await
+        .unwrap();
+    let said = git.wait_with_output().await.unwrap().stdout;
+    let status = match said.strip_prefix(b"Status: ") {
+        Some(rest) => String::from_utf8_lossy(rest.split(|byte| *byte == b'\r').next().unwrap()).into_owned(),
+        None => "200 OK".to_owned(),
+    };
+    let answer = [
+        format!("HTTP/1.1 {status}\r\nConnection: close\r\n").as_bytes(),
+        &said,
+    ]
+    .concat();
+    // A reader that has left wants no answer.
+    let _ = connection.write_all(&answer).await;
+}
+
+#[tokio::test]
+async fn a_repository_is_cloned_in_the_sandbox_and_its_host_allowed_for_that_alone() {
+    let root = tempfile::tempdir().unwrap();
+    repository(root.path());
+    let port = serve_git(root.path().to_owned()).await;
+    let place = Place::fake_with(|pool, agents| {
+        agents.resolver = std::sync::Arc::new(Here);
+        pool.allowed_networks = vec!["127.0.0.0/8".to_owned()];
+    });
+    let Some(place) = place.await else { return };
+    let cloned = |task: &str, url: String, reference: Option<&str>, prompt: &str| {
+        let mut asked = named(place.plain("ann", prompt), task);
+        let reference = reference.map(str::to_owned);
+        asked.workspace = Some(RunWorkspace::Cloned { url, reference });
+        asked
+    };
+    let url = format!("http://git.test:{port}/project.git");
+    let told = place
+        .run(cloned(
+            "t1",
+            url.clone(),
+            None,
+            "sh cat file && echo three > file && git log --oneline | wc -l",
+        ))
+        .await;
+    assert_eq!(told.text(), "two\n1\n", "{:?}", told.events);
+    let (_, changed, problem) = end(&told);
+    assert_eq!((changed, problem), (1, None));
+    let patch = place.look("ann", "t1", WorkspaceView::Diff).await.unwrap();
+    assert_eq!(
+        patched(&tree([("file", "two\n")]), &patch),
+        tree([("file", "three\n")])
+    );
+    let archive = place.look("ann", "t1", WorkspaceView::Archive).await.unwrap();
+    assert_eq!(
+        unpacked(&archive),
+        tree([("file", "three\n")]),
+        "and nothing of .git"
+    );
+    let tagged = place
+        .run(cloned("t2", url.clone(), Some("v1"), "sh cat file"))
+        .await;
+    assert_eq!(tagged.text(), "one\n", "{:?}", tagged.events);
+
+    // What the clone could reach, the agent cannot.
+    let get = place
+        .run(place.plain("ann", &format!("get {url}/info/refs")))
+        .await;
+    assert_eq!(get.text(), "403", "{:?}", get.events);
+    assert!(
+        get.events
+            .iter()
+            .any(|event| matches!(event, AgentEvent::EgressDenied { host, .. } if host == "git.test"))
+    );
+
+    // An address of the node's network is no repository, unless the settings say so; nor is what is not there.
+    for (url, reference, expect) in [
+        (
+            "http://10.0.0.1/project.git".to_owned(),
+            None,
+            "addresses are refused",
+        ),
+        (url.clone(), Some("no-such-branch"), "no-such-branch"),
+        (format!("http://git.test:{port}/nothing.git"), None, "not found"),
+        ("file:///etc".to_owned(), None, "no address of a repository"),
+        ("http://me:secret@git.test/x".to_owned(), None, "holds a login"),
+    ] {
+        let refused = place.run(cloned("t3", url.clone(), reference, "sh ls")).await;
+        let (code, message) = outcome_code(&refused);
+        assert!(
+            code == "INVALID_PARAMS" && message.contains(expect),
+            "{url}: {message}"
+        );
+    }
+    // Nothing of what failed stays.
+    let listed = place.ask("ann", "sh ls /workspace | wc -l").await;
+    assert_eq!(listed, "2\n");
+}

@@ -89,6 +89,7 @@ function hot() {
         return result();
       }
       case 'sh': try { return answer(childProcess.execSync(what, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] })); } catch (error) { return answer('failed: ' + error.stderr); }
+      case 'sh-and-hang': childProcess.execSync(what); text('changed'); return;
       case 'environment': return answer(Object.keys(process.env).sort().join(' '));
       case 'get': {
         const proxy = new URL(process.env.HTTP_PROXY);

@@ -173,11 +173,19 @@ async fn an_agents_task_is_a_task() {
         .await
         .unwrap();
     assert_eq!(named(&told).last().unwrap().1["code"], "CANCELLED", "{told}");
-    let mut late = task("slow");
-    late["deadline_ms"] = 1500.into();
-    let events = fixture.events(ALICE, &late).await;
-    assert_eq!(events.last().unwrap().1["code"], "DEADLINE_UNMET", "{events:?}");
-    assert!(!text(&events).is_empty(), "what was said is kept");
+    // What was said until then is kept: with the shortest deadline in which this machine gets to say something.
+    let mut kept = String::new();
+    for deadline_ms in [1_500, 15_000, 60_000] {
+        let mut late = task("slow");
+        late["deadline_ms"] = deadline_ms.into();
+        let events = fixture.events(ALICE, &late).await;
+        assert_eq!(events.last().unwrap().1["code"], "DEADLINE_UNMET", "{events:?}");
+        kept = text(&events);
+        if !kept.is_empty() {
+            break;
+        }
+    }
+    assert!(!kept.is_empty(), "nothing was said, or it was lost");
     fixture.plane.wait_for_free_slots("agents").await;
 
     let view = fixture.plane.json(&format!("/v2/tasks/{id}")).await;
@@ -617,6 +625,16 @@ fn claude_code_on_the_demo_model() {
 #[test]
 fn codex_on_the_demo_model() {
     run_real("codex_on_the_demo_model", "codex");
+}
+
+#[test]
+fn gemini_on_the_demo_model() {
+    run_real("gemini_on_the_demo_model", "gemini");
+}
+
+#[test]
+fn opencode_on_the_demo_model() {
+    run_real("opencode_on_the_demo_model", "opencode");
 }
 
 /// The TCP ports on which a process listens.

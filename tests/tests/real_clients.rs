@@ -1,4 +1,4 @@
-//! Other people's clients against a running system: the packages of OpenAI and Anthropic, Claude Code and Codex.
+//! Other people's clients against a running system: the packages of OpenAI, Anthropic and Google, Claude Code and Codex.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -44,7 +44,7 @@ async fn the_python_packages() {
     };
     let system = System::new();
     let plane = start(&system).await;
-    for script in ["openai_client.py", "anthropic_client.py"] {
+    for script in ["openai_client.py", "anthropic_client.py", "google_client.py"] {
         let mut command = Command::new(&python);
         command
             .arg(clients("python").join(script))

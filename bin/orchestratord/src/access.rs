@@ -20,6 +20,9 @@ const LOCAL_OWNER: &str = "local";
 /// Where Anthropic's clients put the key.
 pub(crate) const KEY_HEADER: HeaderName = HeaderName::from_static("x-api-key");
 
+/// Where Google's clients put it.
+const GOOGLE_KEY_HEADER: HeaderName = HeaderName::from_static("x-goog-api-key");
+
 /// Who sent a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
@@ -166,7 +169,8 @@ fn presented_key(headers: &HeaderMap) -> Option<&[u8]> {
         let (scheme, key) = value.split_at_checked(7)?;
         return scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii());
     }
-    headers.get(KEY_HEADER).map(|key| key.as_bytes().trim_ascii())
+    let key = headers.get(KEY_HEADER).or_else(|| headers.get(GOOGLE_KEY_HEADER));
+    key.map(|key| key.as_bytes().trim_ascii())
 }
 
 fn unauthenticated(message: &'static str) -> ApiError {

@@ -4,6 +4,7 @@ pub(crate) mod agents;
 pub(crate) mod answer;
 pub(crate) mod dialects;
 pub(crate) mod execute;
+pub(crate) mod gemini;
 pub(crate) mod health;
 pub(crate) mod models;
 pub(crate) mod nodes;
@@ -106,6 +107,9 @@ pub(crate) async fn serve(
             dialects::handle(&front.plane, dialect, request, &correlation).await
         }
         Some(dialect) => dialects::wrong_method(dialect, &correlation),
+        None if gemini::is_path(request.uri().path()) => {
+            gemini::handle(&front.plane, request, &correlation).await
+        }
         None => {
             request.extensions_mut().insert(correlation.clone());
             let page = front

@@ -2,7 +2,6 @@
 
 use agents::Profile;
 use agents::install::{self, InstallError, Progress};
-use agents::profile::EndpointDialect;
 use anyhow::{Context as _, Result};
 use daemon::config::{self, Sources};
 use homes::MasterKey;
@@ -19,11 +18,10 @@ pub(crate) async fn install(agent: &str, wanted: &Wanted, shown: &Shown) -> Resu
     let config = settings.agents.config(&[]);
     let profile = Profile::find(agent, config.profiles.as_deref())
         .map_err(|error| Failure::new(Exit::Usage, daemon::exit::chain(&error)))?;
-    let speaks = profile.endpoint.as_ref().map(|endpoint| endpoint.dialect);
-    if wanted.model.is_some() && matches!(speaks, None | Some(EndpointDialect::GenerateContent)) {
-        let message = format!("{agent} cannot use a model of your own: no engine speaks its dialect");
+    if wanted.model.is_some() && profile.endpoint.is_none() {
+        let message = format!("{agent} cannot use a model of your own: its profile has no `endpoint`");
         return Err(Failure::new(Exit::Usage, message)
-            .hint("claude and codex can")
+            .hint("claude, codex, gemini and opencode can")
             .into());
     }
     if install::installed(&profile, &config.installed).is_some() {

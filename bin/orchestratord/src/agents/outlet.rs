@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 use crate::body::PlaneBody;
 use crate::plane::SharedPlane;
 use crate::rooms::answer::{CORRELATION, Correlation, json_bytes, put_error_headers};
-use crate::rooms::dialects;
+use crate::rooms::{dialects, gemini};
 
 /// How many connections sandboxes may have open at once.
 const CONNECTIONS_MAX: usize = 1024;
@@ -99,18 +99,19 @@ async fn serve(plane: SharedPlane, stream: TcpStream) {
 async fn answer(plane: SharedPlane, request: Request<Incoming>) -> Result<Response<PlaneBody>, Infallible> {
     let correlation = Correlation::of(request.headers());
     let dialect = adapter_host::dialect_of_path(request.uri().path());
+    let is_gemini = gemini::is_path(request.uri().path());
+    let has_key = plane.access.task(request.headers()).is_some();
     let mut response = match dialect {
-        None => {
+        None if !is_gemini => {
             let message = format!(
-                "there is nothing at {}: models here speak the dialects of OpenAI and Anthropic",
+                "there is nothing at {}: models here speak the dialects of OpenAI, Anthropic and Google",
                 request.uri().path()
             );
             refusal(&ApiError::new(ErrorCode::NotFound, message))
         }
-        Some(_) if plane.access.task(request.headers()).is_none() => refusal(&ApiError::new(
-            ErrorCode::Unauthenticated,
-            "only the key of a running task works here",
-        )),
+        None if !has_key => gemini::failure(&no_key(), &correlation),
+        None => gemini::handle(&plane, request, &correlation).await,
+        Some(_) if !has_key => refusal(&no_key()),
         Some(dialect) if request.method() == Method::POST => {
             dialects::handle(&plane, dialect, request, &correlation).await
         }
@@ -118,6 +119,13 @@ async fn answer(plane: SharedPlane, request: Request<Incoming>) -> Result<Respon
     };
     response.headers_mut().insert(CORRELATION, correlation.0);
     Ok(response)
+}
+
+fn no_key() -> ApiError {
+    ApiError::new(
+        ErrorCode::Unauthenticated,
+        "only the key of a running task works here",
+    )
 }
 
 fn refusal(error: &ApiError) -> Response<PlaneBody> {

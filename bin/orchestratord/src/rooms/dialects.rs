@@ -139,7 +139,8 @@ fn failure(dialect: Dialect, error: &ApiError, correlation: &Correlation) -> Res
     response
 }
 
-async fn run(
+/// Does what a request of a dialect asks for.
+pub(super) async fn run(
     plane: &SharedPlane,
     dialect: Dialect,
     identity: &Identity,
@@ -209,7 +210,7 @@ async fn run(
     result
 }
 
-async fn read_body(plane: &Plane, mut body: Incoming) -> Result<Bytes, ApiError> {
+pub(super) async fn read_body(plane: &Plane, mut body: Incoming) -> Result<Bytes, ApiError> {
     let len_max = usize::try_from(plane.settings.body_max_bytes).unwrap_or(usize::MAX);
     let too_long = || {
         ApiError::new(

@@ -12,6 +12,8 @@
 //! refusal  ── error_body, error_event ──▶ an error in the dialect's own shape
 //! ```
 //!
+//! Google's generateContent is no engine's dialect: it is translated to chat and back ([`GeminiCall`]).
+//!
 //! | dialect | the stream's own end | an error in it |
 //! |---|---|---|
 //! | chat, completions | `data: [DONE]` | `error` in the data |
@@ -25,6 +27,7 @@
 mod assemble;
 mod dialect;
 mod error;
+mod gemini;
 mod json;
 mod models;
 mod prefix;
@@ -39,6 +42,7 @@ pub use dialect::{DIALECTS, can_stream, dialect_of_path, is_anthropic, path_of_d
 pub use error::{
     ENGINE_ERROR_LEN_MAX, Verdict, engine_error, error_body, error_event, judge_engine_response,
 };
+pub use gemini::{CALLS_LEN_MAX, GeminiCall, GeminiStream, chat_request, gemini_answer, gemini_error};
 pub use models::{ListedModel, model_body, models_body, wants_anthropic};
 pub use prefix::{PREFIX_HASHES_MAX, PrefixHashes};
 pub use request::{MODEL_LEN_MAX, RequestFacts, RequestRules, read_request};

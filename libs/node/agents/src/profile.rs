@@ -190,7 +190,7 @@ pub enum EndpointDialect {
     Responses,
     /// OpenAI's chat completions.
     ChatCompletions,
-    /// Gemini's generateContent, which no engine pool speaks.
+    /// Gemini's generateContent, which control planes translate.
     GenerateContent,
 }
 

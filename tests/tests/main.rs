@@ -18,6 +18,7 @@ mod kills_handing_off;
 mod kills_registering;
 mod kills_reloading;
 mod kills_waiting;
+mod logins;
 mod logs;
 mod metrics;
 mod mutual_tls;

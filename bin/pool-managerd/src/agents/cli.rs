@@ -19,8 +19,8 @@ const TERMINATE: i32 = 15;
 pub(super) struct Wish {
     /// The CLI's word for the effort, where it is told at the start only.
     pub(super) effort: Option<String>,
-    /// Key and model of an endpoint other than the provider's.
-    pub(super) endpoint: Option<(String, String)>,
+    /// The model of an endpoint other than the provider's.
+    pub(super) endpoint: Option<String>,
     /// Its directory.
     pub(super) directory: String,
 }

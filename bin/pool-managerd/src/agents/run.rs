@@ -15,7 +15,7 @@ use agents::profile::EffortLevel;
 use agents::{
     AgentEvent as Said, Dialogue, DialogueSettings, Level, Reaction, Refusal, Source, Turn, Variable,
 };
-use egress::{Denied, Traffic};
+use egress::{Base, Denied, Traffic};
 use pool_registry_types::{AgentEffort, AgentEvent, AgentOutcome, AgentRun, WarmLevel};
 use sandbox::WORKSPACE;
 use task_api::ErrorCode;
@@ -36,6 +36,8 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Nobody may ask for a longer turn.
 const TURN_MAX: Duration = Duration::from_secs(24 * 3600);
 const SIGINT: i32 = 2;
+/// What a CLI is told instead of a key: it gets the run's on the way out.
+const NO_KEY: &str = "remuda";
 
 /// Runs to the last event. The claim and the slot are given back at the end.
 pub(super) async fn run(mut held: Held, slot: SlotLease, asked: AgentRun, events: mpsc::Sender<AgentEvent>) {
@@ -148,7 +150,7 @@ impl Run {
         let pool = self.pool.clone();
         let own = live.own(&asked.owner).await;
         let owned = own.map_err(|error| Trouble::Own(daemon::exit::chain(&error)))?;
-        self.set_way_out(owned, asked)?;
+        let base = base(asked)?;
         let directory = self.open_workspace(held, owned, asked).await?;
         let mut denied = owned.denied();
         let wish = wish(&pool, asked, &directory);
@@ -173,6 +175,8 @@ impl Run {
             WarmLevel::Hot => cli.entrance.traffic(),
             WarmLevel::Cold | WarmLevel::Warm => Traffic::default(),
         };
+        // The key is never in the sandbox, and works at this CLI's entrance until the turn is over.
+        let lent = base.map(|base| cli.entrance.lend(base));
         pool.metrics.claims[level as usize].inc();
         self.emit(AgentEvent::Claimed {
             level,
@@ -185,6 +189,7 @@ impl Run {
             Ok(()) => self.turn(&mut cli, asked, is_starting, owned, &mut denied).await,
             Err(trouble) => Err(trouble),
         };
+        drop(lent);
         if let Some(name) = &asked.session_id
             && let Some(thread) = &cli.conversation
         {
@@ -243,17 +248,6 @@ impl Run {
         }
     }
 
-    /// Where the sandbox may connect to in this run.
-    fn set_way_out(&self, owned: &Owned, asked: &AgentRun) -> Result<(), Trouble> {
-        let Some(local) = &asked.local_model else {
-            return Ok(());
-        };
-        let policy = self.pool.egress.clone().with_base(&local.base_url);
-        let policy = policy.map_err(|error| Trouble::Refused(format!("`local_model.base_url`: {error}")))?;
-        owned.egress.set_policy(policy);
-        Ok(())
-    }
-
     fn no_start(&self, error: &dyn std::error::Error) -> Trouble {
         Trouble::Start {
             agent: self.pool.agent.as_str().to_owned(),
@@ -273,14 +267,14 @@ impl Run {
         let taken = owned.egress.entrance();
         let entrance = taken.ok_or_else(|| self.no_start(&NoEntrance))?;
         let endpoint = wish.endpoint.as_ref();
-        let model = endpoint.map(|(_, model)| model.clone()).or(asked.model.clone());
+        let model = endpoint.or(asked.model.as_ref());
         let base_url = endpoint.map(|_| entrance_url(entrance.entrance()));
         let values = values(&wish.directory)
-            .with_some(Variable::Model, model.clone())
+            .with_some(Variable::Model, model)
             .with_some(Variable::Effort, effort_word(&pool, asked.effort))
             .with_some(Variable::Session, thread)
             .with_some(Variable::BaseUrl, base_url)
-            .with_some(Variable::Key, endpoint.map(|(key, _)| key));
+            .with_some(Variable::Key, endpoint.map(|_| NO_KEY));
         let line = profile
             .start_command(pool.level(), &values)
             .map_err(|error| Trouble::Refused(error.to_string()))?;
@@ -289,7 +283,7 @@ impl Run {
         written.map_err(|error| self.no_start(&error))?;
         let settings = DialogueSettings {
             workspace: wish.directory.clone(),
-            model,
+            model: model.cloned(),
             session: thread.map(str::to_owned),
             own_endpoint: endpoint.is_some(),
             ..DialogueSettings::default()
@@ -486,14 +480,20 @@ fn fits(cli: &Cli, wish: &Wish, thread: Option<&str>) -> Option<u32> {
     }
 }
 
+/// Where the run's model is, and the key that opens it.
+fn base(asked: &AgentRun) -> Result<Option<Base>, Trouble> {
+    let base = asked.local_model.as_ref();
+    let base = base
+        .map(|local| Base::new(&local.base_url, &local.key))
+        .transpose();
+    base.map_err(|error| Trouble::Refused(format!("`local_model`: {error}")))
+}
+
 fn wish(pool: &PoolParts, asked: &AgentRun, directory: &str) -> Wish {
     let says_effort_per_turn = pool.start().language == Language::CodexAppServer;
     Wish {
         effort: effort_word(pool, asked.effort).filter(|_| !says_effort_per_turn),
-        endpoint: asked
-            .local_model
-            .as_ref()
-            .map(|local| (local.key.clone(), local.model.clone())),
+        endpoint: asked.local_model.as_ref().map(|local| local.model.clone()),
         directory: directory.to_owned(),
     }
 }

@@ -25,6 +25,7 @@
 //! Deliberately absent: looking into TLS. A tunnel to an allowed host carries what its two ends want.
 
 mod address;
+mod base;
 mod dial;
 mod forward;
 mod limits;
@@ -36,10 +37,11 @@ mod target;
 mod upstream;
 
 pub use address::{Network, is_public};
+pub use base::Base;
 pub use limits::Limits;
 pub use meter::{Meter, Traffic};
 pub use policy::{EgressPolicy, PolicyError};
 pub use resolve::{Resolve, Resolving, SystemResolver};
-pub use serve::{Denied, Egress, EntranceMeter, Reason, ServeError, Shared};
+pub use serve::{Denied, Egress, EntranceMeter, Lent, Reason, ServeError, Shared};
 pub use target::{Host, Target, TargetError};
 pub use upstream::{ResolveAt, UpstreamError, UpstreamProxy, Upstreams};

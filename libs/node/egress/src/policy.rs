@@ -27,6 +27,9 @@ pub enum PolicyError {
     /// The base is no `http://host:port`.
     #[error("{0:?} is no base address: it is to be http://host:port, without a path")]
     Base(String),
+    /// The key cannot be sent.
+    #[error("the key cannot stand in a header")]
+    Key,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +91,6 @@ impl Rule {
 pub struct EgressPolicy {
     rules: Vec<Rule>,
     networks: Vec<Network>,
-    base: Option<Target>,
 }
 
 impl EgressPolicy {
@@ -115,20 +117,6 @@ impl EgressPolicy {
             .map_err(|()| PolicyError::Network(network.to_owned()))?;
         self.networks.push(parsed);
         Ok(self)
-    }
-
-    /// Requests that name no host, because the proxy's own address was configured as the base address of an API, go to
-    /// `http://host:port`. Whoever sets this vouches for where it leads.
-    pub fn with_base(mut self, base: &str) -> Result<Self, PolicyError> {
-        let wrong = || PolicyError::Base(base.to_owned());
-        let authority = base.strip_prefix("http://").ok_or_else(wrong)?;
-        let authority = authority.strip_suffix('/').unwrap_or(authority);
-        self.base = Some(Target::parse(authority, Some(80)).map_err(|_| wrong())?);
-        Ok(self)
-    }
-
-    pub(crate) fn base(&self) -> Option<&Target> {
-        self.base.as_ref()
     }
 
     /// Whether this host may be reached on this port.
@@ -217,9 +205,6 @@ mod tests {
             "host/path",
         ] {
             assert!(EgressPolicy::new().allow(rule).is_err(), "{rule}");
-        }
-        for base in ["host:80", "https://host:80", "http://", "http://host:80/v1"] {
-            assert!(EgressPolicy::new().with_base(base).is_err(), "{base}");
         }
         assert!(EgressPolicy::new().permit_network("10.0.0.0/40").is_err());
     }

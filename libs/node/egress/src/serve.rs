@@ -24,6 +24,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::Limits;
+use crate::base::Base;
 use crate::dial::{DialError, Way};
 use crate::forward::{strip, to_origin};
 use crate::limits::{COPY_BYTES, HEAD_BYTES_MAX, HEADERS_MAX};
@@ -109,9 +110,14 @@ type Report = dyn Fn(Denied) + Send + Sync;
 #[derive(Default)]
 struct Entrances {
     last: u16,
-    meters: HashMap<u16, Arc<Meter>>,
-    /// What may be reached from one entrance besides what may be from all.
-    allowed: HashMap<u16, Arc<str>>,
+    given: HashMap<u16, Given>,
+}
+
+struct Given {
+    meter: Arc<Meter>,
+    base: Option<Arc<Base>>,
+    /// What may be reached from here besides what may be from all.
+    allowed: Option<Arc<str>>,
 }
 
 struct Inner {
@@ -150,16 +156,38 @@ impl EntranceMeter {
     /// Allows what the rule says, as [`EgressPolicy::allow`] reads it, at this entrance alone and until it is dropped.
     pub fn allow(&self, rule: &str) -> Result<(), PolicyError> {
         EgressPolicy::new().allow(rule)?;
-        self.egress.entrances().allowed.insert(self.entrance, rule.into());
+        if let Some(given) = self.egress.entrances().given.get_mut(&self.entrance) {
+            given.allowed = Some(rule.into());
+        }
         Ok(())
+    }
+
+    /// Until what this gives is dropped, requests at this entrance that name no host go to `base`, with its key.
+    pub fn lend(&self, base: Base) -> Lent {
+        self.egress.lend(self.entrance, Some(base));
+        Lent {
+            egress: self.egress.clone(),
+            entrance: self.entrance,
+        }
     }
 }
 
 impl Drop for EntranceMeter {
     fn drop(&mut self) {
-        let mut entrances = self.egress.entrances();
-        entrances.meters.remove(&self.entrance);
-        entrances.allowed.remove(&self.entrance);
+        self.egress.entrances().given.remove(&self.entrance);
+    }
+}
+
+/// That requests at an entrance may go to a [`Base`]. Ends when it is dropped.
+#[derive(Debug)]
+pub struct Lent {
+    egress: Egress,
+    entrance: u16,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.egress.lend(self.entrance, None);
     }
 }
 
@@ -206,11 +234,16 @@ impl Egress {
         let after_last = (0..=u16::MAX).map(|step| next.wrapping_add(step));
         // The first one is everybody's.
         let mut free =
-            after_last.filter(|entrance| *entrance != 0 && !entrances.meters.contains_key(entrance));
+            after_last.filter(|entrance| *entrance != 0 && !entrances.given.contains_key(entrance));
         let entrance = free.next()?;
         let meter = Arc::<Meter>::default();
         entrances.last = entrance;
-        entrances.meters.insert(entrance, Arc::clone(&meter));
+        let given = Given {
+            meter: Arc::clone(&meter),
+            base: None,
+            allowed: None,
+        };
+        entrances.given.insert(entrance, given);
         drop(entrances);
         Some(EntranceMeter {
             egress: self.clone(),
@@ -223,11 +256,26 @@ impl Egress {
         self.0.entrances.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// An entrance that nobody has any more has no base either.
+    fn lend(&self, entrance: u16, base: Option<Base>) {
+        if let Some(given) = self.entrances().given.get_mut(&entrance) {
+            given.base = base.map(Arc::new);
+        }
+    }
+
+    fn base(&self, entrance: u16) -> Option<Arc<Base>> {
+        self.entrances().given.get(&entrance)?.base.clone()
+    }
+
     /// What may be reached from an entrance.
     fn policy(&self, entrance: u16) -> Arc<EgressPolicy> {
-        let more = self.entrances().allowed.get(&entrance).cloned();
+        let given = self
+            .entrances()
+            .given
+            .get(&entrance)
+            .and_then(|given| given.allowed.clone());
         let usual = Arc::clone(&self.0.policy.lock().unwrap_or_else(PoisonError::into_inner));
-        match more {
+        match given {
             Some(rule) => {
                 let both = EgressPolicy::clone(&usual).allow(&rule);
                 Arc::new(both.expect("the rule was read when it was allowed"))
@@ -275,7 +323,10 @@ impl Egress {
     {
         let meters = [
             Some(Arc::clone(&self.0.meter)),
-            self.entrances().meters.get(&entrance).cloned(),
+            self.entrances()
+                .given
+                .get(&entrance)
+                .map(|given| Arc::clone(&given.meter)),
         ];
         let session = Arc::new(Session {
             egress: self.clone(),
@@ -346,10 +397,11 @@ struct Session {
 }
 
 impl Session {
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
+    async fn answer(&self, mut request: Request<Incoming>) -> Answer {
         let policy = self.egress.policy(self.entrance);
+        let base = self.egress.base(self.entrance);
         let is_tunnel = request.method() == Method::CONNECT;
-        let (target, way) = match read_target(&request, &policy) {
+        let (target, way) = match read_target(&request, base.as_deref()) {
             Ok(found) => found,
             Err(asked) => {
                 self.egress
@@ -360,6 +412,9 @@ impl Session {
                 );
             }
         };
+        if let (Way::Base, Some(base)) = (way, base) {
+            base.put_key(request.headers_mut());
+        }
         let done = if is_tunnel {
             self.open_tunnel(request, &policy, &target, way).await
         } else {
@@ -475,7 +530,7 @@ impl Session {
 }
 
 /// What the request is for, and which way; or what it said instead.
-fn read_target(request: &Request<Incoming>, policy: &EgressPolicy) -> Result<(Target, Way), String> {
+fn read_target(request: &Request<Incoming>, base: Option<&Base>) -> Result<(Target, Way), String> {
     let uri = request.uri();
     if request.method() == Method::CONNECT {
         let authority = uri.authority().map_or("", |authority| authority.as_str());
@@ -488,9 +543,8 @@ fn read_target(request: &Request<Incoming>, policy: &EgressPolicy) -> Result<(Ta
                 Target::parse(authority.as_str(), Some(80)).map_err(|_| uri_without_path(request))?;
             Ok((target, Way::World))
         }
-        (None, None) if uri.path().starts_with('/') => policy
-            .base()
-            .map(|base| (base.clone(), Way::Base))
+        (None, None) if uri.path().starts_with('/') => base
+            .map(|base| (base.target.clone(), Way::Base))
             .ok_or_else(String::new),
         _ => Err(uri_without_path(request)),
     }

@@ -1,6 +1,7 @@
 //! What the tests of agent pools share: a node with one agent pool, and runs in it.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fake_provider::{FakeProvider, Step};
@@ -12,6 +13,9 @@ use pool_registry_types::{AgentEvent, AgentOutcome, AgentRun, LocalModel, WarmLe
 use sandbox::InitProgram;
 
 use crate::bench::{Bench, LONG, holder};
+
+/// A control plane gives every task a key of its own.
+static KEYS: AtomicU32 = AtomicU32::new(1);
 
 /// A node with an agent pool of the agent's name, and a provider that its agents speak with.
 pub(crate) struct Place {
@@ -268,7 +272,7 @@ impl Place {
             verbose: false,
             local_model: Some(LocalModel {
                 base_url: self.provider.url(),
-                key: "a-key".to_owned(),
+                key: format!("key-{}", KEYS.fetch_add(1, Ordering::Relaxed)),
                 model: "a-model".to_owned(),
             }),
         }
@@ -284,6 +288,26 @@ impl Place {
         let begun = Instant::now();
         let events = self.begin(asked).await.unwrap();
         told(begun, events).await
+    }
+
+    /// Runs a turn that has no end, with the shortest time in which this machine gets to say something.
+    pub(crate) async fn run_until_late(&self, asked: &AgentRun) -> Told {
+        for timeout_ms in [300, 3_000, 30_000] {
+            let late = self
+                .run(AgentRun {
+                    timeout_ms: Some(timeout_ms),
+                    ..asked.clone()
+                })
+                .await;
+            let AgentOutcome::Failed { code, .. } = late.outcome() else {
+                panic!("{:?}", late.events);
+            };
+            assert_eq!(code, "DECODE_TIMEOUT");
+            if !late.text().is_empty() {
+                return late;
+            }
+        }
+        panic!("it has said nothing in 30 s");
     }
 }
 

@@ -89,13 +89,11 @@ async fn a_killed_daemon_takes_homes_back_and_leaves_nothing() {
     let (note, events) = ask(&client, "ann", "read").await;
     assert_eq!(note, "just now", "{events:?}");
     assert_eq!(ask(&client, "ann", "who").await.0, "one");
-    let begun = Instant::now();
     // Ann's, and two that are warm; everything else of before is gone.
     until("as many sandboxes as wanted", || {
         records(second.root.path()).len() == 3
     })
     .await;
-    assert!(begun.elapsed() < Duration::from_secs(60));
 
     let mut second = second;
     second.signal("-TERM");

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use egress::{EgressPolicy, Reason};
+use egress::{Base, EgressPolicy, Reason};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::support::{Names, Sandbox, echo, local, mirror, one_name, read_head, soon};
@@ -234,26 +234,42 @@ async fn requests_on_one_connection_may_be_for_different_servers() {
 }
 
 #[tokio::test]
-async fn the_proxys_own_address_can_be_a_base() {
+async fn a_program_may_be_lent_a_base_and_its_key() {
     let (port, seen) = mirror().await;
-    let policy = EgressPolicy::new()
-        .with_base(&format!("http://127.0.0.1:{port}"))
-        .unwrap();
-    let sandbox = Sandbox::new(policy, Names::default());
-    let answer = sandbox
-        .ask("GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1:3128\r\nConnection: close\r\n\r\n")
-        .await;
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert!(seen.lock().unwrap()[0].starts_with("GET /v1/models HTTP/1.1\r\n"));
-    // What the base is, is not an address that may be asked for.
+    let sandbox = Sandbox::new(EgressPolicy::new(), Names::default());
+    let (one, other) = (
+        sandbox.egress.entrance().unwrap(),
+        sandbox.egress.entrance().unwrap(),
+    );
+    let request = "GET /v1/models HTTP/1.1\r\nHost: 127.0.0.2:3128\r\nAuthorization: Bearer own\r\n\
+                   X-Api-Key: own\r\nx-goog-api-key: own\r\nConnection: close\r\n\r\n";
+    let base = |key: &str| Base::new(&format!("http://127.0.0.1:{port}"), key).unwrap();
+    for key in ["first", "second"] {
+        let lent = one.lend(base(key));
+        let answer = sandbox.ask_at(one.entrance(), request).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        drop(lent);
+        let asked = seen.lock().unwrap().pop().unwrap();
+        assert!(asked.starts_with("GET /v1/models HTTP/1.1\r\n"), "{asked}");
+        assert!(
+            asked.contains(&format!("Bearer {key}\r\n")) && !asked.contains("own"),
+            "{asked}"
+        );
+    }
+    // Nobody else has it: not at another entrance, not when it is over, and not as a host that is asked for.
+    let lent = one.lend(base("third"));
+    for entrance in [other.entrance(), 0] {
+        let answer = sandbox.ask_at(entrance, request).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    }
     let head = sandbox.connect(&format!("127.0.0.1:{port}")).await.unwrap_err();
     assert!(head.starts_with("HTTP/1.1 403"), "{head}");
-    let none = Sandbox::new(EgressPolicy::new(), Names::default());
-    let answer = none
-        .ask("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        .await;
+    drop(lent);
+    let answer = sandbox.ask_at(one.entrance(), request).await;
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
-    assert_eq!(none.reasons(), [Reason::NoTarget]);
+    assert!(seen.lock().unwrap().is_empty());
+    let (denied, no_target) = (Reason::AddressNotNamed, Reason::NoTarget);
+    assert_eq!(sandbox.reasons(), [no_target, no_target, denied, no_target]);
 }
 
 #[tokio::test]

@@ -10,14 +10,14 @@
 //! ```text
 //! start ─▶ harden ─▶ connecting ──Welcome──▶ serving ──End──▶ kill all, exit
 //!                      │   ▲                    │
-//!                  45 s, or Refuse              └─ connection lost: kill all other processes, keep the files
+//!                  45 s, or Refuse              └─ connection lost: end all other processes, keep the files
 //!                      ▼   └────────────────────┘
 //!                     exit
 //! ```
 //!
 //! Invariants:
 //! - Works only as process 1: "kill all" would otherwise reach beyond the sandbox. [`run`] refuses anything else.
-//! - Without a node no other process runs, and after [`init_protocol::RETURN_TIMEOUT_MS`] init itself does not either.
+//! - Without a node no other process runs, but for a second in which each may write what it holds, and after [`init_protocol::RETURN_TIMEOUT_MS`] init itself does not either.
 //! - What init holds (its proof, a login on its way) is in no core dump, cannot be read by the processes it starts, and
 //!   is in none of its messages.
 

@@ -7,10 +7,14 @@ use std::time::{Duration, Instant};
 
 use init_protocol::Exit;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process_group, wait};
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process_group, test_kill_process_group, wait};
 
 /// How long the kernel may take to end killed processes.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long programs have to write what they hold before they are killed: a login that was just refreshed is lost
+/// otherwise. Most end at once; this is for a machine that is busy.
+const END_GRACE: Duration = Duration::from_secs(1);
 
 /// Proof of being process 1, and the way in which it hears of its children's ends.
 pub(crate) struct Processes {
@@ -59,14 +63,33 @@ impl Processes {
         }
     }
 
+    /// Asks every process but this one to end, and kills after a moment what has not. Answers whether none is left.
+    pub(crate) fn end_all(&self) -> bool {
+        // One that cannot be asked is killed like one that does not listen.
+        let _ = kill_process_group(Pid::INIT, Signal::TERM);
+        let all_gone = self.until_none_left(END_GRACE, test_kill_process_group, |_, _| {});
+        all_gone || self.kill_all(|_, _| {})
+    }
+
     /// Kills every process but this one and waits for their ends. What has ended is given to `ended`. Answers whether
     /// none is left.
-    pub(crate) fn kill_all(&self, mut ended: impl FnMut(Pid, Exit)) -> bool {
-        let end = Instant::now() + KILL_TIMEOUT;
+    pub(crate) fn kill_all(&self, ended: impl FnMut(Pid, Exit)) -> bool {
+        let kill = |group| kill_process_group(group, Signal::KILL);
+        self.until_none_left(KILL_TIMEOUT, kill, ended)
+    }
+
+    /// Signals, and reaps what has ended, until nobody is there who could be signalled.
+    fn until_none_left(
+        &self,
+        timeout: Duration,
+        signal: impl Fn(Pid) -> rustix::io::Result<()>,
+        mut ended: impl FnMut(Pid, Exit),
+    ) -> bool {
+        let end = Instant::now() + timeout;
         loop {
             // To "group 1" means to all that this process may signal, itself not among them. It is process 1 of its
             // own namespace (or this value would not exist), so that is the sandbox and nothing else.
-            let none_left = kill_process_group(Pid::INIT, Signal::KILL) == Err(rustix::io::Errno::SRCH);
+            let none_left = signal(Pid::INIT) == Err(rustix::io::Errno::SRCH);
             while let Some((pid, exit)) = self.reap() {
                 ended(pid, exit);
             }

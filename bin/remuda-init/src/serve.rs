@@ -90,11 +90,18 @@ impl Init {
             self.identity.proof = Proof::ReturnKey(welcome.return_key);
             let silence_max =
                 (welcome.silence_max_ms > 0).then(|| Duration::from_millis(welcome.silence_max_ms));
-            let ended = Serving::new(&mut self, link, silence_max).run();
-            self.processes.kill_all(|_, _| {});
-            match ended {
-                Ok(()) => return ExitCode::SUCCESS,
-                Err(error) => eprintln!("remuda-init: {error}; waiting for a node"),
+            let mut serving = Serving::new(&mut self, link, silence_max);
+            match serving.run() {
+                Ok(()) => {
+                    serving.init.processes.kill_all(|_, _| {});
+                    return ExitCode::SUCCESS;
+                }
+                Err(error) => {
+                    // Nobody has asked them to write down what they hold. Their pipes stay open meanwhile: whoever
+                    // says a last word into a closed one is killed for it.
+                    serving.init.processes.end_all();
+                    eprintln!("remuda-init: {error}; waiting for a node");
+                }
             }
         }
     }
@@ -147,7 +154,7 @@ impl<'a> Serving<'a> {
     }
 
     /// Until the node says that this is the end.
-    fn run(mut self) -> Result<(), LinkError> {
+    fn run(&mut self) -> Result<(), LinkError> {
         // The welcome may have come with more behind it.
         self.frames()?;
         while !self.end {

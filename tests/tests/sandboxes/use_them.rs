@@ -280,6 +280,41 @@ async fn a_restarted_node_takes_a_sandbox_back_with_its_files_and_without_its_pr
     place.end(back).await;
 }
 
+/// Writes its login when it is asked to end, and says so first.
+const LATE_WRITER: &str = "trap 'echo ending; echo ending >&2; echo refreshed > ~/login; exit 0' TERM; echo; while :; do sleep 0.01; done";
+
+#[tokio::test]
+async fn a_program_may_write_its_login_when_the_node_is_lost() {
+    let Some(mut place) = Place::bubblewrap("a_program_may_write_its_login_when_the_node_is_lost") else {
+        return;
+    };
+    let sandbox = place.sandbox().await;
+    let mut running = Vec::new();
+    // The second one hears nothing, and neither does what it has started in a session of its own.
+    for script in [
+        LATE_WRITER,
+        "trap '' TERM; (setsid sleep 1000 &); echo; sleep 1000",
+    ] {
+        let mut process = sandbox
+            .exec(ExecRequest::new(["sh", "-c", script]))
+            .await
+            .unwrap();
+        process.stdout.read_u8().await.unwrap();
+        running.push(process);
+    }
+    drop(sandbox);
+    let directory = place.directory.path().to_owned();
+    (place.rendezvous, place.returned) = Rendezvous::open(&directory).unwrap();
+    let back = tokio::time::timeout(START_TIMEOUT, place.returned.next())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(back.health().await.unwrap().processes, 0);
+    assert_eq!(sh(&back, "cat ~/login").await.stdout, "refreshed\n");
+    drop(running);
+    place.end(back).await;
+}
+
 #[tokio::test]
 async fn a_sandbox_without_a_node_ends_within_a_minute() {
     let Some(place) = Place::bubblewrap("a_sandbox_without_a_node_ends_within_a_minute") else {

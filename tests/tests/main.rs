@@ -5,6 +5,7 @@
 mod agent_streams;
 mod agents;
 mod bad_input;
+mod canary;
 mod cancels;
 mod clock;
 mod command_line;

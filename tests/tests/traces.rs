@@ -16,7 +16,7 @@ const CALLER: &str = "00f067aa0ba902b7";
 
 /// Bytes that came in, over all connections.
 #[derive(Clone, Default)]
-struct Seen {
+pub(crate) struct Seen {
     all: Arc<Mutex<Vec<u8>>>,
     /// Of requests that were read as such.
     bodies: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -27,7 +27,11 @@ impl Seen {
         self.all.lock().unwrap().extend_from_slice(bytes);
     }
 
-    fn has(&self, bytes: &[u8]) -> bool {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.all.lock().unwrap().clone()
+    }
+
+    pub(crate) fn has(&self, bytes: &[u8]) -> bool {
         self.all
             .lock()
             .unwrap()
@@ -76,7 +80,7 @@ fn pass((mut from, mut to): (TcpStream, TcpStream), saw: impl Fn(&[u8])) {
 }
 
 /// Takes OTLP over HTTP.
-fn receiver() -> (String, Seen) {
+pub(crate) fn receiver() -> (String, Seen) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (endpoint, seen) = (
         format!("http://{}", listener.local_addr().unwrap()),

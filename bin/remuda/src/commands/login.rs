@@ -83,6 +83,8 @@ impl Kind {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    // What a person enters is in memory here, too.
+    daemon::core_dumps::switch_off();
     let agent = match (&arguments.action, &arguments.agent) {
         (Some(Action::Status { agent, .. } | Action::Remove { agent }), _) | (None, Some(agent)) => {
             agent.clone()

@@ -88,27 +88,29 @@ async fn get_model(
         model: spec.model.clone(),
         source,
     };
-    let store = settings.store();
     if Source::is_remote(&spec.model) {
         let source: Source = spec
             .model
             .parse()
             .map_err(|error: SourceError| failed(error.into()))?;
-        let model = store.ensure(&source, progress).await.map_err(failed)?;
+        let model = settings.store().ensure(&source, progress).await.map_err(failed)?;
         return Ok((model.path, model.name));
     }
-    let path = Path::new(&spec.model);
+    local_model(&spec.model, settings).ok_or_else(|| FetchError::NoModel(spec.model.clone()))
+}
+
+/// The file and the name of a model that is on this machine: a path, or a name in the store.
+pub fn local_model(model: &str, settings: &Settings) -> Option<(PathBuf, String)> {
+    let path = Path::new(model);
     if path.is_file() {
-        return Ok((
+        return Some((
             std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
             stem(path),
         ));
     }
     // What cannot be a name was meant as a path.
-    match store.get(&spec.model).unwrap_or(None) {
-        Some(model) => Ok((model.path, model.name)),
-        None => Err(FetchError::NoModel(spec.model.clone())),
-    }
+    let stored = settings.store().get(model).unwrap_or(None)?;
+    Some((stored.path, stored.name))
 }
 
 fn stem(path: &Path) -> String {

@@ -13,6 +13,7 @@ use daemon::config::{self, Sources};
 use daemon::shutdown::{Drained, Shutdown};
 use daemon::telemetry::Telemetry;
 use engine_provisioner::{EngineStatus, Phase};
+use model_store::Source;
 use orchestratord::{ControlPlane, LocalNode, Settings};
 use pool_managerd::{Launch, Node, NodeConfig, NodeHandle, PoolSettings, StartError};
 use pool_registry_types::{NodeId, PoolKind};
@@ -35,6 +36,9 @@ const LAST_SPANS_TIMEOUT: Duration = Duration::from_secs(2);
 const ENGINE: &str = "llamacpp";
 /// Where handoffs lie unless the settings say otherwise; a run never uses it.
 const HANDOFF_DIR_DEFAULT: &str = ".runtime/engines";
+
+/// What to do about a model that is not there.
+const MODELS_HINT: &str = "`remuda models list` shows the models here; `remuda models pull SOURCE` gets one";
 
 /// What is wanted.
 #[derive(Debug, Default)]
@@ -92,11 +96,11 @@ impl Local {
             (true, Some(agent)) => {
                 let mut pools = vec![agent_pool(agent)?];
                 if wanted.model.is_some() {
-                    pools.push(pool(wanted, is_demo, &settings.engines.cache_dir())?);
+                    pools.push(pool(wanted, is_demo, &settings.engines)?);
                 }
                 pools
             }
-            (true, None) => vec![pool(wanted, is_demo, &settings.engines.cache_dir())?],
+            (true, None) => vec![pool(wanted, is_demo, &settings.engines)?],
             (false, _) => from_settings,
         };
         let has_engines = pools.iter().any(|pool| pool.kind == PoolKind::Engine);
@@ -237,7 +241,7 @@ pub(crate) fn engine_failure(status: &EngineStatus) -> Failure {
         .as_deref()
         .unwrap_or("it ended for no reason that is known");
     let hint = match reason.contains("model") {
-        true => "`remuda models list` shows the models here; `remuda models pull SOURCE` gets one",
+        true => MODELS_HINT,
         false => "`remuda doctor` says what is missing",
     };
     Failure::new(Exit::Failed, format!("the engine cannot be started: {reason}")).hint(hint)
@@ -264,17 +268,34 @@ async fn send_last_spans(telemetry: Option<Telemetry>) {
 }
 
 /// The one pool that is started when the settings name none.
-fn pool(wanted: &Wanted, is_demo: bool, cache: &Path) -> Result<PoolSettings> {
+fn pool(wanted: &Wanted, is_demo: bool, engines: &engine_provisioner::Settings) -> Result<PoolSettings> {
     let (id, model, name) = match (&wanted.model, is_demo) {
-        (Some(model), false) => ("local", model.clone(), None),
+        (Some(model), false) => {
+            check_model(model, engines)?;
+            ("local", model.clone(), None)
+        }
         _ => (
             demo::NAME,
-            demo::install(&cache.join("demo"))?.display().to_string(),
+            demo::install(&engines.cache_dir().join("demo"))?
+                .display()
+                .to_string(),
             Some(demo::NAME),
         ),
     };
     let pool = json!({"id": id, "engine": ENGINE, "model": model, "model_name": name, "slots": wanted.slots});
     serde_json::from_value(pool).context("the settings of a pool")
+}
+
+/// A model that a person has just named and that is not on this machine would not be there on the next try either.
+fn check_model(model: &str, engines: &engine_provisioner::Settings) -> Result<()> {
+    if Source::is_remote(model) || engine_provisioner::local_model(model, engines).is_some() {
+        return Ok(());
+    }
+    let failure = Failure::new(
+        Exit::NotFound,
+        format!("there is no model {model:?}: it is neither a file nor a model in the store"),
+    );
+    Err(failure.hint(MODELS_HINT).into())
 }
 
 /// The pool of an agent that was named.

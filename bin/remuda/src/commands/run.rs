@@ -175,11 +175,13 @@ async fn run_agent(agent: &str, prompt: &str, arguments: &Arguments) -> Result<(
 }
 
 fn prompt(words: &[String]) -> Result<String> {
+    let nothing = || {
+        Failure::new(Exit::Usage, "there is nothing to ask")
+            .hint("type it: remuda run \"3*67\", or send it: echo \"3*67\" | remuda run")
+    };
     let prompt = if words.is_empty() {
         if std::io::stdin().is_terminal() {
-            return Err(Failure::new(Exit::Usage, "there is nothing to ask")
-                .hint("type it: remuda run \"3*67\"")
-                .into());
+            return Err(nothing().into());
         }
         let mut text = String::new();
         std::io::stdin()
@@ -190,7 +192,7 @@ fn prompt(words: &[String]) -> Result<String> {
         words.join(" ")
     };
     if prompt.trim().is_empty() {
-        return Err(Failure::new(Exit::Usage, "there is nothing to ask").into());
+        return Err(nothing().into());
     }
     Ok(prompt.trim_end_matches('\n').to_owned())
 }

@@ -34,7 +34,9 @@ mod spec;
 mod status;
 mod supervise;
 
-pub use fetch::{EngineError, EngineProgram, FetchError, Origin, ToolError, UnpackError, get_engine, local_model};
+pub use fetch::{
+    EngineError, EngineProgram, FetchError, Origin, ToolError, UnpackError, get_engine, local_model,
+};
 pub use in_process::InProcess;
 pub use model_store::{Progress, Step, Unit};
 pub use settings::Settings;

@@ -81,7 +81,11 @@ impl Access {
 
     /// Whose request this is.
     pub(crate) fn identify(&self, headers: &HeaderMap) -> Result<Identity, ApiError> {
-        let Some(presented) = presented_key(headers) else {
+        self.identify_by(presented_key(headers))
+    }
+
+    fn identify_by(&self, presented: Option<&[u8]>) -> Result<Identity, ApiError> {
+        let Some(presented) = presented else {
             if self.is_required() {
                 return Err(unauthenticated(
                     "a key is needed: send Authorization: Bearer KEY (or x-api-key: KEY)",
@@ -127,19 +131,16 @@ impl Access {
 
     /// Whose request to a dialect this is.
     pub(crate) fn asker(&self, headers: &HeaderMap) -> Result<Identity, ApiError> {
-        match self.task(headers) {
+        let presented = presented_key(headers);
+        match presented.and_then(|key| self.task_keys.find(key)) {
             Some(task) => Ok(task),
-            None => self.user(headers),
+            None => submitter(self.identify_by(presented)?),
         }
     }
 
     /// Whose request this is, if they may submit tasks.
     pub(crate) fn user(&self, headers: &HeaderMap) -> Result<Identity, ApiError> {
-        let identity = self.identify(headers)?;
-        match identity.role {
-            Role::User | Role::Admin => Ok(identity),
-            Role::Node => Err(forbidden("a node's key submits no tasks")),
-        }
+        submitter(self.identify(headers)?)
     }
 
     /// Whose request this is, if they may run the fleet.
@@ -160,6 +161,14 @@ impl Access {
             Role::Admin | Role::Node => Ok(()),
             Role::User => Err(forbidden("a node's or an admin's key is needed")),
         }
+    }
+}
+
+/// Lets those through who may submit tasks.
+fn submitter(identity: Identity) -> Result<Identity, ApiError> {
+    match identity.role {
+        Role::User | Role::Admin => Ok(identity),
+        Role::Node => Err(forbidden("a node's key submits no tasks")),
     }
 }
 

@@ -67,7 +67,7 @@ pub(crate) struct Answer {
 }
 
 /// Headers of a client that an engine gets to see.
-pub(crate) const PASSED_ON: [HeaderName; 3] = [
+pub(crate) static PASSED_ON: [HeaderName; 3] = [
     HeaderName::from_static("anthropic-version"),
     HeaderName::from_static("anthropic-beta"),
     HeaderName::from_static("openai-beta"),
@@ -75,12 +75,13 @@ pub(crate) const PASSED_ON: [HeaderName; 3] = [
 
 /// What of a client's headers goes on to the engine.
 pub(crate) fn engine_headers(incoming: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
-    let mut headers = Vec::new();
-    for name in [ACCEPT].into_iter().chain(PASSED_ON) {
-        if let Some(value) = incoming.get(&name) {
-            headers.push((name, value.clone()));
-        }
-    }
+    // A look at each of the few that there are costs less than a look-up of each that might be.
+    let passed = |name: &HeaderName| *name == ACCEPT || PASSED_ON.contains(name);
+    let mut headers: Vec<_> = incoming
+        .iter()
+        .filter(|(name, _)| passed(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
     // Asking for the current span costs more than all the rest here.
     let span = if telemetry::tracing_enabled() {
         tracing::Span::current()
@@ -184,7 +185,7 @@ pub(crate) async fn dispatch(
                     pool.ended(TaskOutcome::Retried);
                     let why = format!("it answered {}", response.status());
                     failed(&grant, &job.correlation_id, &why);
-                    elsewhere(grant, response).await?
+                    Box::pin(elsewhere(grant, response)).await?
                 }
             },
             Err(Silence::Link(LinkError::Refused)) => grant.refused().map_err(refused)?,

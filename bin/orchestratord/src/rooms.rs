@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{delete, get, post};
-use http::{HeaderName, Method, Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use pool_registry_types::Dialect;
 use tower::ServiceExt as _;
@@ -25,7 +25,7 @@ use tower::ServiceExt as _;
 use crate::body::PlaneBody;
 use crate::plane::SharedPlane;
 use crate::serve::Front;
-use crate::serve::lane::{Asked, Ordinary};
+use crate::serve::lane::{Asked, Known, Ordinary};
 use answer::{CORRELATION, Correlation};
 
 /// The rooms that are not on the way of a dialect's request.
@@ -83,7 +83,7 @@ impl Ordinary for Dialects {
         adapter_host::dialect_of_path(path)
     }
 
-    fn headers(&self) -> &[HeaderName] {
+    fn headers(&self) -> &Known {
         &dialects::HEADERS
     }
 }

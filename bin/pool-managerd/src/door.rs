@@ -18,6 +18,7 @@ mod body;
 mod table;
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -156,7 +157,7 @@ impl Door {
         pool: &PoolId,
         replica: &ReplicaId,
         holder: &ControlPlaneId,
-        request: Request<Bytes>,
+        mut request: Request<Bytes>,
     ) -> Result<Response<DoorBody>, DoorError> {
         let found = self.inner.table.load().replica(pool, replica).cloned();
         let Some(replica) = found else {
@@ -166,8 +167,9 @@ impl Door {
             });
         };
         let lease = Lease::grant(replica, holder)?;
-        let request = address(lease.replica(), request);
-        match lease.replica().client.send(request).await {
+        address(lease.replica(), &mut request);
+        let sent = pin!(lease.replica().client.send(&request)).await;
+        match sent {
             Ok(response) => {
                 lease.answered();
                 Ok(response.map(|body| DoorBody::new(body, lease)))
@@ -251,7 +253,7 @@ impl Door {
 }
 
 /// Puts the engine's base path and key on a request. Keys of others never reach an engine.
-fn address(replica: &Replica, mut request: Request<Bytes>) -> Request<Bytes> {
+fn address(replica: &Replica, request: &mut Request<Bytes>) {
     let base = replica.client.origin().base_path();
     if !base.is_empty() {
         let path = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
@@ -268,7 +270,6 @@ fn address(replica: &Replica, mut request: Request<Bytes>) -> Request<Bytes> {
             request.headers_mut().remove(AUTHORIZATION);
         }
     }
-    request
 }
 
 /// The error and its causes in one line.

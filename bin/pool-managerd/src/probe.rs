@@ -179,7 +179,7 @@ impl Prober {
         let request = request
             .body(Bytes::new())
             .map_err(|error| ProbeError::Broken(error.to_string()))?;
-        let response = self.client.send(request).await.map_err(|error| sort(&error))?;
+        let response = self.client.send(&request).await.map_err(|error| sort(&error))?;
         let status = response.status();
         if !status.is_success() {
             return Err(ProbeError::Status {

@@ -1,6 +1,6 @@
 //! The way to a node's door: a function call in the same process, HTTP/2 otherwise.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -84,12 +84,15 @@ impl NodeLink {
     ) -> Result<Response<AnswerBody>, LinkError> {
         match self {
             Self::Local(door) => {
-                let answer = door.call(&info.pool_id, &info.replica_id, holder, request).await;
+                // Pinned where it is made: awaited by value it would be copied into its place.
+                let answer = pin!(door.call(&info.pool_id, &info.replica_id, holder, request));
                 answer
+                    .await
                     .map(|response| response.map(AnswerBody::Local))
                     .map_err(|error| of_door(&error))
             }
-            Self::Remote(remote) => remote.send(info, holder, request).await,
+            // In a box, so that the way within this process does not carry the room that the other one needs.
+            Self::Remote(remote) => Box::pin(remote.send(info, holder, request)).await,
         }
     }
 }

@@ -22,6 +22,13 @@ const CORRELATION_LEN_MAX: usize = 128;
 /// The correlation header as `http` knows it.
 pub(crate) const CORRELATION: HeaderName = HeaderName::from_static(CORRELATION_HEADER);
 
+/// The first value of a header. A request of a dialect has few that we read, and among few a look at each costs less than
+/// hashing the name.
+pub(crate) fn header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
+    let mut named = headers.iter().filter(|(found, _)| *found == name);
+    named.next().map(|(_, value)| value)
+}
+
 /// Names one request through logs, events and traces.
 #[derive(Clone, Debug)]
 pub(crate) struct Correlation(pub(crate) HeaderValue);
@@ -29,7 +36,7 @@ pub(crate) struct Correlation(pub(crate) HeaderValue);
 impl Correlation {
     /// The client's, when it is a sane one, else a new one.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
-        let given = headers.get(CORRELATION).filter(|value| {
+        let given = header(headers, &CORRELATION).filter(|value| {
             let bytes = value.as_bytes();
             (1..=CORRELATION_LEN_MAX).contains(&bytes.len()) && bytes.iter().all(|b| (0x21..0x7f).contains(b))
         });

@@ -33,32 +33,32 @@ use crate::plane::{AnswerBody, Plane, SharedPlane, Submission};
 use crate::recent::{self, Seen};
 use crate::relay::Relay;
 use crate::rooms::answer::{self, Correlation};
-use crate::serve::lane::Asked;
+use crate::serve::lane::{Asked, Known};
 use crate::spans;
 
 /// Names the session of a request, for clients that can set a header.
-const SESSION_HEADER: HeaderName = HeaderName::from_static("x-session-id");
+static SESSION_HEADER: HeaderName = HeaderName::from_static("x-session-id");
 
 /// The class of a request: `batch` or `interactive`.
-const PRIORITY_HEADER: HeaderName = HeaderName::from_static("x-priority");
+static PRIORITY_HEADER: HeaderName = HeaderName::from_static("x-priority");
 
 /// How long the whole request may take, in milliseconds.
-const DEADLINE_HEADER: HeaderName = HeaderName::from_static("x-deadline-ms");
+static DEADLINE_HEADER: HeaderName = HeaderName::from_static("x-deadline-ms");
 
 /// Every header that is read in this room, by whoever: a request of the fast lane has no others.
-pub(crate) static HEADERS: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
+pub(crate) static HEADERS: LazyLock<Known> = LazyLock::new(|| {
     let own = [
         AUTHORIZATION,
         ACCEPT,
         access::KEY_HEADER,
         answer::CORRELATION,
-        SESSION_HEADER,
-        PRIORITY_HEADER,
-        DEADLINE_HEADER,
+        SESSION_HEADER.clone(),
+        PRIORITY_HEADER.clone(),
+        DEADLINE_HEADER.clone(),
         trace_context::TRACEPARENT,
         trace_context::TRACESTATE,
     ];
-    own.into_iter().chain(PASSED_ON).collect()
+    Known::new(own.into_iter().chain(PASSED_ON.iter().cloned()))
 });
 
 /// How many chunks without data (comments, pings) are kept while the first data is waited for.
@@ -95,11 +95,15 @@ pub(crate) async fn handle_read(
     } = asked;
     let path = adapter_host::path_of_dialect(dialect);
     let span = spans::request(path, &headers, correlation.as_str());
-    let work = async {
-        let identity = plane.access.asker(&headers)?;
-        run(plane, dialect, &identity, &headers, body, correlation).await
+    let result = match span.in_scope(|| plane.access.asker(&headers)) {
+        // Pinned where it is made: awaited by value it would be copied into its place, all of its room.
+        Ok(identity) => {
+            let work = pin!(run(plane, dialect, &identity, &headers, body, correlation));
+            work.instrument(span).await
+        }
+        Err(error) => Err(error),
     };
-    answered(plane, dialect, pin!(work).instrument(span).await, correlation)
+    answered(plane, dialect, result, correlation)
 }
 
 fn answered(
@@ -275,7 +279,7 @@ impl Wishes {
         headers: &HeaderMap,
         facts: &RequestFacts<'_>,
     ) -> Result<Self, ApiError> {
-        let named = headers.get(SESSION_HEADER).map(HeaderValue::as_bytes);
+        let named = answer::header(headers, &SESSION_HEADER).map(HeaderValue::as_bytes);
         let session = named.or(facts.cache_key.as_deref().map(str::as_bytes));
         let mut prefixes = [0; PREFIXES_MAX];
         let mut prefixes_len = 0;
@@ -307,7 +311,7 @@ impl Wishes {
 }
 
 fn priority_of(headers: &HeaderMap) -> Result<Priority, ApiError> {
-    match headers.get(PRIORITY_HEADER).map(HeaderValue::as_bytes) {
+    match answer::header(headers, &PRIORITY_HEADER).map(HeaderValue::as_bytes) {
         None | Some(b"interactive") => Ok(Priority::Interactive),
         Some(b"batch") => Ok(Priority::Batch),
         Some(_) => Err(ApiError::new(
@@ -319,7 +323,7 @@ fn priority_of(headers: &HeaderMap) -> Result<Priority, ApiError> {
 }
 
 fn deadline_of(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
-    let Some(value) = headers.get(DEADLINE_HEADER) else {
+    let Some(value) = answer::header(headers, &DEADLINE_HEADER) else {
         return Ok(None);
     };
     let milliseconds = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());

@@ -63,7 +63,33 @@ pub(crate) trait Ordinary {
     fn kind(&self, target: &str) -> Option<Self::Kind>;
 
     /// The headers that the handler reads; it gets no others.
-    fn headers(&self) -> &[HeaderName];
+    fn headers(&self) -> &Known;
+}
+
+/// The names of headers that are read, by the handler or for the framing, each list by the length of its names: most of
+/// what clients send is passed over after one look.
+pub(crate) struct Known {
+    by_length: Vec<Vec<HeaderName>>,
+}
+
+impl Known {
+    /// The framing's names, and these.
+    pub(crate) fn new(names: impl IntoIterator<Item = HeaderName>) -> Self {
+        let mut by_length: Vec<Vec<HeaderName>> = Vec::new();
+        for name in FRAMING.iter().cloned().chain(names) {
+            let length = name.as_str().len();
+            by_length.resize_with(by_length.len().max(length + 1), Vec::new);
+            by_length[length].push(name);
+        }
+        Self { by_length }
+    }
+
+    fn find(&self, name: &str) -> Option<&HeaderName> {
+        let candidates = self.by_length.get(name.len())?;
+        candidates
+            .iter()
+            .find(|known| known.as_str().eq_ignore_ascii_case(name))
+    }
 }
 
 /// A request of the ordinary kind.
@@ -116,7 +142,9 @@ where
             kind, headers, close, ..
         } = head;
         // In a box, so that a stream does not keep the room that its beginning needed.
-        let mut work = Box::pin(handle(Asked { kind, headers, body }));
+        // The box comes first: the other way round all of that room is copied into it.
+        let work = Box::new_uninit();
+        let mut work = Box::into_pin(Box::write(work, handle(Asked { kind, headers, body })));
         let response = std::future::poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(response) => Poll::Ready(Some(response)),
             Poll::Pending if lane.poll_gone(cx) => Poll::Ready(None),
@@ -449,13 +477,14 @@ fn parse_head<O: Ordinary>(bytes: &Bytes, body_len_max: usize, ordinary: &O) -> 
     let mut framing = Framing::default();
     let mut headers = HeaderMap::new();
     for header in parsed.headers.iter() {
-        let is = |name: &HeaderName| header.name.eq_ignore_ascii_case(name.as_str());
-        if framing.read(is, header.value).is_err() {
-            return Parsed::Unusual;
-        }
-        let Some(name) = ordinary.headers().iter().find(|name| is(name)) else {
+        let Some(name) = ordinary.headers().find(header.name) else {
             continue;
         };
+        match framing.read(name, header.value) {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(Unusual) => return Parsed::Unusual,
+        }
         let Ok(value) = HeaderValue::from_maybe_shared(bytes.slice_ref(header.value)) else {
             return Parsed::Unusual;
         };
@@ -491,28 +520,34 @@ struct Framing {
     close: Option<bool>,
 }
 
+/// The headers that [`Framing::read`] knows.
+static FRAMING: [HeaderName; 5] = [CONTENT_LENGTH, CONNECTION, TRANSFER_ENCODING, EXPECT, UPGRADE];
+
 /// The headers ask for something that is not ordinary.
 struct Unusual;
 
 impl Framing {
-    fn read(&mut self, is: impl Fn(&HeaderName) -> bool, value: &[u8]) -> Result<(), Unusual> {
-        if is(&CONTENT_LENGTH) {
+    /// Whether the header was one of its own.
+    fn read(&mut self, name: &HeaderName, value: &[u8]) -> Result<bool, Unusual> {
+        if name == CONTENT_LENGTH {
             let is_number = (1..=8).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
             if self.body_len.is_some() || !is_number {
                 return Err(Unusual);
             }
             let digits = value.iter().map(|digit| usize::from(digit - b'0'));
             self.body_len = Some(digits.fold(0, |sum, digit| sum * 10 + digit));
-        } else if is(&CONNECTION) {
+        } else if name == CONNECTION {
             let close = value.eq_ignore_ascii_case(b"close");
             if self.close.is_some() || !(close || value.eq_ignore_ascii_case(b"keep-alive")) {
                 return Err(Unusual);
             }
             self.close = Some(close);
-        } else if [TRANSFER_ENCODING, EXPECT, UPGRADE].iter().any(is) {
+        } else if FRAMING.contains(name) {
             return Err(Unusual);
+        } else {
+            return Ok(false);
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -535,7 +570,7 @@ fn write_head(out: &mut Vec<u8>, head: &http::response::Parts, length: Option<u6
     if close {
         write_header(out, b"connection", b"close");
     }
-    if !head.headers.contains_key(DATE) {
+    if !head.headers.keys().any(|name| *name == DATE) {
         DATE_LINE.with_borrow_mut(|line| out.extend_from_slice(line.now().as_bytes()));
     }
     out.extend_from_slice(b"\r\n");

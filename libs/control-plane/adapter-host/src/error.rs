@@ -214,7 +214,10 @@ pub enum Verdict {
 
 /// Judges an engine's answer by its status.
 pub fn judge_engine_response(status: http::StatusCode, headers: &http::HeaderMap) -> Verdict {
-    if headers.contains_key(pool_registry_types::NODE_REFUSAL_HEADER) {
+    if headers
+        .keys()
+        .any(|name| name.as_str() == pool_registry_types::NODE_REFUSAL_HEADER)
+    {
         return Verdict::PlaceAgain;
     }
     match status.as_u16() {

@@ -7,7 +7,7 @@
 //! ```
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -56,17 +56,22 @@ impl EngineClient {
     /// A reused connection that turns out to be dead before a byte of an answer came is replaced, once, by a new one:
     /// an HTTP server closes idle connections whenever it likes, and a request that met such a close was not begun.
     /// Cancel safe: dropping the future closes the connection.
-    pub async fn send(&self, request: Request<Bytes>) -> Result<Response<EngineBody>, SendError> {
+    pub async fn send(&self, request: &Request<Bytes>) -> Result<Response<EngineBody>, SendError> {
         let host = &self.inner.origin.host_header;
         if let Some(mut wire) = self.take_live().await {
-            match wire.exchange(&request, host).await {
+            // Pinned where it is made, here and below: awaited by value it would be copied into its place.
+            let answer = pin!(wire.exchange(request, host)).await;
+            match answer {
                 Ok(head) => return Ok(self.with_body(head, wire)),
                 Err(WireError::Broken { received: false, .. }) => {}
                 Err(error) => return Err(SendError::from_wire(self.inner.origin.authority(), error)),
             }
         }
-        let mut wire = Wire::new(connect(&self.inner.origin, &self.inner.options).await?);
-        match wire.exchange(&request, host).await {
+        // In a box: a request that finds a connection, as most do, carries no room for opening one.
+        let opened = Box::pin(connect(&self.inner.origin, &self.inner.options)).await?;
+        let mut wire = Wire::new(opened);
+        let answer = pin!(wire.exchange(request, host)).await;
+        match answer {
             Ok(head) => Ok(self.with_body(head, wire)),
             Err(error) => Err(SendError::from_wire(self.inner.origin.authority(), error)),
         }

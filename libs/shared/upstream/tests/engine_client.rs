@@ -51,7 +51,7 @@ async fn one_connection_serves_one_request_after_another() {
     let (url, connections) = counting_server().await;
     let client = client(&url);
     for round in 0..20 {
-        let response = client.send(post("hello")).await.unwrap();
+        let response = client.send(&post("hello")).await.unwrap();
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
         assert_eq!(client.idle_count(), 1, "round {round}");
     }
@@ -75,7 +75,7 @@ async fn a_body_that_is_dropped_closes_its_connection_at_once() {
             .expect("a close")
             .unwrap()
     });
-    let mut body = client.send(post("x")).await.unwrap().into_body();
+    let mut body = client.send(&post("x")).await.unwrap().into_body();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "abc");
     drop(body);
     assert_eq!(server.await.unwrap(), 0, "end of file");
@@ -99,7 +99,7 @@ async fn an_idle_connection_that_the_server_closed_is_replaced() {
         }
     });
     for _ in 0..5 {
-        let response = client.send(post("x")).await.unwrap();
+        let response = client.send(&post("x")).await.unwrap();
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
     }
 }
@@ -109,7 +109,7 @@ async fn failures_tell_how_far_the_request_came() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let refused = client(&url).send(post("x")).await.err().unwrap();
+    let refused = client(&url).send(&post("x")).await.err().unwrap();
     assert!(
         matches!(refused, SendError::Connect { .. }) && refused.not_processed(),
         "{refused:?}"
@@ -128,7 +128,7 @@ async fn failures_tell_how_far_the_request_came() {
             let _request = stream.read(&mut buffer).await.unwrap();
             stream.write_all(answer).await.unwrap();
         });
-        let error = client.send(post("x")).await.err().unwrap();
+        let error = client.send(&post("x")).await.err().unwrap();
         assert_eq!(
             matches!(error, SendError::Garbage { .. }),
             garbage,

@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use http::Request;
 use http_body::Frame;
@@ -28,8 +28,9 @@ impl Ordinary for Target {
         self.0.is_none_or(|only| only == target).then_some(())
     }
 
-    fn headers(&self) -> &[HeaderName] {
-        &[]
+    fn headers(&self) -> &Known {
+        static NONE: LazyLock<Known> = LazyLock::new(|| Known::new([]));
+        &NONE
     }
 }
 
@@ -121,7 +122,7 @@ async fn requests_on_one_connection_however_they_are_cut() {
 
 #[tokio::test]
 async fn the_handler_gets_the_headers_that_it_reads() {
-    struct Reads([HeaderName; 2]);
+    struct Reads(Known);
 
     impl Ordinary for Reads {
         type Kind = usize;
@@ -130,12 +131,15 @@ async fn the_handler_gets_the_headers_that_it_reads() {
             Some(target.len())
         }
 
-        fn headers(&self) -> &[HeaderName] {
+        fn headers(&self) -> &Known {
             &self.0
         }
     }
 
-    let reads = Reads([http::header::ACCEPT, HeaderName::from_static("x-own")]);
+    let reads = Reads(Known::new([
+        http::header::ACCEPT,
+        HeaderName::from_static("x-own"),
+    ]));
     let (mut client, server) = duplex(64 * 1024);
     let handle = |asked: Asked<usize>| async move {
         let text = format!("{} {:?}", asked.kind, asked.headers);

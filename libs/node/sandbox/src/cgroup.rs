@@ -370,4 +370,50 @@ mod tests {
         assert_eq!(candidates("", ""), []);
         assert_eq!(candidates("nonsense - \n - cgroup2\n", "::\n:\n"), []);
     }
+
+    /// A directory that looks like version 2; a real one takes the same files and words.
+    #[test]
+    fn version_2_is_told_its_limits_in_its_own_words() {
+        let root = tempfile::tempdir().unwrap();
+        let id = SandboxId::random();
+        let own = root.path().join(id.as_str());
+        fs::create_dir(&own).unwrap();
+        fs::write(own.join("cgroup.procs"), "").unwrap();
+        let cgroups = Cgroups {
+            bases: vec![Base {
+                version: Version::V2,
+                directory: root.path().to_owned(),
+                controllers: CONTROLLERS.to_vec(),
+            }],
+        };
+        let limits = Limits {
+            memory_bytes_max: 1 << 20,
+            processes_max: 7,
+            cpu_milli: 1500,
+            ..Limits::default()
+        };
+        assert_eq!(cgroups.create(&id, &limits).unwrap().len(), 1);
+        for (file, expect) in [
+            ("memory.max", "1048576"),
+            ("memory.swap.max", "0"),
+            ("pids.max", "7"),
+            ("cpu.max", "150000 100000"),
+        ] {
+            assert_eq!(fs::read_to_string(own.join(file)).unwrap(), expect, "{file}");
+        }
+        assert_eq!(cgroups.directories(&id), [own]);
+        assert!(cgroups.limits_memory());
+        let by = cgroups.enforcements();
+        assert_eq!(
+            (by.memory, by.processes, by.cpu, by.open_files),
+            (
+                Enforcement::CgroupV2,
+                Enforcement::CgroupV2,
+                Enforcement::CgroupV2,
+                Enforcement::Rlimit
+            )
+        );
+        // Where the files are missing, as below a cgroup that passes nothing down, nothing can be set.
+        assert!(!can_set(Controller::Memory, Version::V2, root.path()));
+    }
 }

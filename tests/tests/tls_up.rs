@@ -246,6 +246,11 @@ fn every_command_works_with_its_ca() {
     types("pools drain", &["demo"]);
     types("pools undrain", &["demo"]);
     types("pools reload", &["demo"]);
+    // A drained pool's engines are ended; who types slowly finds the next one starting.
+    eventually("the model to be served again", Deadline::default(), || {
+        let listed = up.command(&["models", "list", "--remote"]).output().unwrap();
+        (listed.stdout == b"demo\n").then_some(())
+    });
 
     assert_eq!(types("tasks submit", &["3*67", "--follow"]), "201\n");
     let tasks: Value = serde_json::from_str(&types("tasks list", &["--json"])).unwrap();

@@ -24,6 +24,9 @@ async fn schemathesis_finds_nothing() {
     let mut command = Command::new(python.with_file_name("schemathesis"));
     command
         .current_dir(&directory)
+        .env("PYTHONPATH", clients("python"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("SCHEMATHESIS_HOOKS", "schemathesis_hooks")
         .arg("--config-file")
         .arg(clients("python").join("schemathesis.toml"))
         .arg("run")
